@@ -1,0 +1,98 @@
+"""Fitting the parts of a prompt to a token budget: what is shortened, where, and how much was lost.
+
+Knows texts and a function that counts tokens; does not know what the parts mean or which tokenizer counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from yaofang.data.recommendation import Cut
+from yaofang.vocab.errors import InputError
+
+ELLIPSIS = "…"
+Count = Callable[[str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A named text of the prompt and how it may be shortened."""
+
+    name: str
+    text: str
+    shorten: Literal["middle", "tail", "never"] = "never"
+    """Where text is taken from: its middle, its tail, or nowhere."""
+    turn: int = 0
+    """Parts of a lower turn are shortened first."""
+    floor: int = 0
+    """Characters that stay until every part is at its floor; after that parts go whole, in the same order."""
+
+    def kept(self, characters: int) -> str:
+        """The text with so many of its characters and `…` where some went; empty for none."""
+        if characters >= len(self.text) or not characters:
+            return self.text[:characters]
+        head = characters if self.shorten == "tail" else (characters + 1) // 2
+        tail = characters - head
+        return self.text[:head] + ELLIPSIS + self.text[len(self.text) - tail :]
+
+
+def joined(parts: Sequence[Part], kept: Sequence[int]) -> str:
+    """The prompt's text: one paragraph a part under its name, with so many characters of each; empty parts left out."""
+    texts = [(part.name, part.kept(size)) for part, size in zip(parts, kept, strict=True)]
+    return "\n".join(f"{name}：{text}" for name, text in texts if text)
+
+
+def fit(parts: Sequence[Part], budget: int, count: Count) -> tuple[str, tuple[Cut, ...]]:
+    """The joined text of at most `budget` tokens, by `count` of the whole, and what was cut from each part.
+
+    Takes about 30 calls of `count` at most, one if everything fits. Raises InputError if the parts that are never
+    shortened do not fit.
+    """
+    whole = [len(part.text) for part in parts]
+    kept = whole if count(joined(parts, whole)) <= budget else _shortened(parts, whole, budget, count)
+    cuts = [
+        Cut(part.name, max(1, count(part.text) - (count(part.kept(size)) if size else 0)))
+        for part, size in zip(parts, kept, strict=True)
+        if size < len(part.text)
+    ]
+    return joined(parts, kept), tuple(cuts)
+
+
+def _shortened(parts: Sequence[Part], whole: Sequence[int], budget: int, count: Count) -> list[int]:
+    """Characters to keep of each part: down to the floors in turn, then down to nothing in turn, as far as needed."""
+    kept = list(whole)
+    turns = sorted((i for i, part in enumerate(parts) if part.shorten != "never"), key=lambda i: parts[i].turn)
+    for lowest in [(i, parts[i].floor) for i in turns] + [(i, 0) for i in turns]:
+        i, floor = lowest
+        before = kept[i]
+        if before <= floor:
+            continue
+        kept[i] = floor
+        if count(joined(parts, kept)) <= budget:
+            kept[i] = _most(parts, kept, i, before, budget, count)
+            return kept
+    raise _too_long(parts, kept, budget, count)
+
+
+def _most(parts: Sequence[Part], kept: Sequence[int], i: int, too_many: int, budget: int, count: Count) -> int:
+    """The most characters of part `i`, from `kept[i]`, which fits, up to `too_many`, which does not, by bisection."""
+    trial = list(kept)
+    fits = kept[i]
+    while too_many - fits > 1:
+        trial[i] = (fits + too_many) // 2
+        if count(joined(parts, trial)) <= budget:
+            fits = trial[i]
+        else:
+            too_many = trial[i]
+    return fits
+
+
+def _too_long(parts: Sequence[Part], kept: Sequence[int], budget: int, count: Count) -> InputError:
+    names = [part.name for part, size in zip(parts, kept, strict=True) if size]
+    longest = max((part for part in parts if part.name in names), key=lambda part: len(part.text), default=None)
+    tokens = count(joined(parts, kept))
+    problem = f"the part that is never cut ({'、'.join(names)}) takes {tokens} tokens, {budget} are left for it"
+    way_out = "Shorten it in this record, or use a model with a longer context."
+    return InputError(problem, field=longest.name if longest else None, way_out=way_out)

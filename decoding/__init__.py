@@ -1,0 +1,1 @@
+"""Trie, conflict mask, logits processors and the Recommender."""

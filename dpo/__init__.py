@@ -1,0 +1,1 @@
+"""Preference pairs (safe against unsafe prescriptions) and DPO. Nothing is here yet but the place."""

@@ -1,0 +1,1 @@
+"""The base model: chat template, loss mask and stop ids, loading, and the bundled tiny model."""

@@ -1,0 +1,1 @@
+"""What may be prescribed and what may not go together: labels, generics, ingredients, ATC codes, matching, conflicts."""
