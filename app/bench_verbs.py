@@ -1,0 +1,106 @@
+"""The verb `bench`: collects the benchmarks that lie beside what they measure.
+
+yaofang bench quality --out docs/results/quality.json
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from yaofang.app.tables import say, show
+
+app = typer.Typer(help="Measure: every figure of the docs comes from one of these.", no_args_is_help=True)
+
+
+@app.command()
+def quality(
+    model: Annotated[Path | None, typer.Option("--model", help="Model folder; the bundled one if not given.")] = None,
+    patients: Annotated[int, typer.Option("--patients", help="Training patients of the ward.")] = 1910,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the ward; not the one the model was trained on.")] = 1,
+    out: Annotated[Path | None, typer.Option("--out", help="Result file to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+) -> None:
+    """Score a model beside the baselines and the ceiling, on unseen patients of the simulated ward."""
+    from yaofang.data.provenance import write_result
+    from yaofang.eval import benchmark
+    from yaofang.glm.loading import load_model
+    from yaofang.vocab.conflicts import load_conflicts
+    from yaofang.vocab.drugs import load_vocabulary
+
+    vocabulary = load_vocabulary()
+    result = benchmark.quality(
+        load_model(model), vocabulary, load_conflicts(vocabulary), patients=patients, seed=seed, report=say
+    )
+    if out is not None:
+        write_result(out, "yaofang " + " ".join(sys.argv[1:]), result)
+    rows = [
+        (
+            name,
+            value["jaccard"]["value"],
+            value["share_of_ceiling"],
+            value["f1"]["value"],
+            value["board"]["value"],
+            value["predicted"]["mean_drugs"],
+            value["predicted"]["conflicts"]["T1"]["pairs"],
+            value["predicted"]["outside"],
+        )
+        for name, value in result["systems"].items()
+    ]
+    columns = ("system", "Jaccard", "of ceiling", "F1", "board", "drugs", "T1 pairs", "outside")
+    title = f"Simulated ward, {result['ward']['test_records']} unseen records, ceiling {result['ceiling']['mean']:.3f}"
+    show(title, columns, rows, as_json=as_json, data=result)
+
+
+@app.command()
+def ward(
+    patients: Annotated[int, typer.Option("--patients", help="Training patients of the ward.")] = 1910,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the ward.")] = 1,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", help="Folder with the tokenizer.json that counts tokens.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Result file to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+) -> None:
+    """Measure the simulated ward: distributions, broken rules, ceiling, and two baselines on its test board."""
+    from tokenizers import Tokenizer
+
+    from yaofang.data.provenance import write_result
+    from yaofang.eval import benchmark
+    from yaofang.vocab.conflicts import load_conflicts
+    from yaofang.vocab.drugs import load_vocabulary
+
+    counter = None if tokenizer is None else Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    count = None if counter is None else lambda text: len(counter.encode(text, add_special_tokens=False).ids)
+    vocabulary = load_vocabulary()
+    result = benchmark.ward(vocabulary, load_conflicts(vocabulary), patients=patients, seed=seed, count=count, report=say)
+    if out is not None:
+        command = f"yaofang bench ward --patients {patients} --seed {seed}" + (" --tokenizer GLM-4" if tokenizer else "")
+        write_result(out, command, result)
+    show(f"Simulated ward, tables {result['tables']}", ("figure", "value"), _figures(result), as_json=as_json, data=result)
+
+
+def _figures(result: dict[str, Any]) -> list[tuple[str, Any]]:
+    labels, drugs = result["labels"], result["drugs"]
+    rows = [
+        ("records, training / test", f"{result['records']['train']:,} / {result['records']['test']:,}"),
+        ("drugs a record, mean (range)", f"{drugs['mean']:.2f} ({drugs['min']:.0f} to {drugs['max']:.0f})"),
+        ("labels in training", labels["seen"]),
+        *(
+            (f"{part}: labels, mean count", f"{labels[part]['labels']}, {labels[part]['mean']}")
+            for part in ("head", "middle", "tail")
+        ),
+        ("labels of the test board unseen in training", result["unseen_in_test"]),
+        *((f"records with a broken rule, {kind}", f"{share:.2%}") for kind, share in result["rules_broken"].items()),
+        ("ceiling, Jaccard", result["ceiling"]["mean"]),
+        *((f"{name}, Jaccard", value["jaccard"]["value"]) for name, value in result["baselines"].items()),
+    ]
+    if "tokens" in result:
+        tokens = result["tokens"]
+        rows.append(
+            ("tokens a record, P50 / P90 / longest", f"{tokens['p50']:.0f} / {tokens['p90']:.0f} / {tokens['max']:.0f}")
+        )
+    return rows

@@ -1,0 +1,147 @@
+"""Quality on the simulated ward: a model beside the baselines and the ceiling, on patients that none of them saw.
+
+    yaofang bench quality --out docs/results/quality.json
+
+The baselines learn from the ward's training patients; the model runs on the ward's test board twice, with the diagnoses given
+and with diagnoses that it generates; `evaluate` scores all of them. Says nothing about real patients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from time import perf_counter
+from typing import Any
+
+from yaofang.data.records import Record
+from yaofang.data.ward.ceiling import measure_ceiling
+from yaofang.data.ward.figures import measure
+from yaofang.data.ward.simulate import draft, write
+from yaofang.data.ward.tables import load_tables
+from yaofang.data.ward.therapy import Prescriber
+from yaofang.decoding.recommender import Diagnoses, Recommender
+from yaofang.eval.baselines import Tuning, most_frequent, tfidf
+from yaofang.eval.evaluate import ModeResult, evaluate
+from yaofang.glm.loading import LoadedModel
+from yaofang.vocab.conflicts import ConflictTable
+from yaofang.vocab.drugs import Vocabulary
+
+Lists = Mapping[str, Sequence[str]]
+Report = Callable[[str], None]
+
+
+def ward(
+    vocabulary: Vocabulary,
+    conflicts: ConflictTable,
+    *,
+    patients: int = 1910,
+    seed: int = 1,
+    draws: int = 60,
+    count: Callable[[str], int] | None = None,
+    report: Report = lambda _: None,
+) -> dict[str, Any]:
+    """Figures of the ward itself: distributions, broken rules, ceiling, and the two baselines on its test board."""
+    tables = load_tables()
+    figures = measure(patients, seed, count=count, draws=draws, tables=tables)
+    drafts = draft(patients, seed, tables)
+    train, _ = write(drafts.train, seed, tables)
+    test, _ = write(drafts.test, seed, tables)
+    judge = _Judge(test, vocabulary, conflicts, figures["ceiling"]["mean"], report)
+    return {**figures, "baselines": judge.baselines(train)}
+
+
+def quality(
+    loaded: LoadedModel,
+    vocabulary: Vocabulary,
+    conflicts: ConflictTable,
+    *,
+    patients: int = 1910,
+    seed: int = 1,
+    draws: int = 60,
+    batch_size: int = 16,
+    report: Report = lambda _: None,
+) -> dict[str, Any]:
+    """All figures of one ward: sizes, ceiling, and one entry a system under `systems`.
+
+    `patients` and `seed` are the ward's; the model must have been trained on a ward of another seed. `share_of_ceiling` of a
+    system is its Jaccard over the ceiling's.
+    """
+    tables = load_tables()
+    drafts = draft(patients, seed, tables)
+    train, _ = write(drafts.train, seed, tables)
+    test, _ = write(drafts.test, seed, tables)
+    ceiling = measure_ceiling(drafts.test, Prescriber(tables), draws=draws, seed=seed)
+    report(f"ceiling: Jaccard {ceiling.mean:.4f} on {len(test)} records")
+    judge = _Judge(test, vocabulary, conflicts, ceiling.mean, report)
+    systems = {
+        **judge.baselines(train),
+        "model, diagnoses given": judge.model("given", loaded, batch_size),
+        "model, diagnoses generated": judge.model("generated", loaded, batch_size),
+    }
+    return {
+        "ward": {
+            "patients": patients,
+            "seed": seed,
+            "records": len(train),
+            "test_records": len(test),
+            "tables": tables.version,
+        },
+        "ceiling": asdict(ceiling),
+        "model": {"name": loaded.name, "version": loaded.version},
+        "vocabulary": vocabulary.version,
+        "conflicts": conflicts.version,
+        "systems": systems,
+    }
+
+
+class _Judge:
+    """Scores lists for the test board."""
+
+    def __init__(
+        self, test: Sequence[Record], vocabulary: Vocabulary, conflicts: ConflictTable, ceiling: float, report: Report
+    ) -> None:
+        self.test, self.vocabulary, self.conflicts, self.ceiling, self.report = test, vocabulary, conflicts, ceiling, report
+
+    def baselines(self, train: Sequence[Record]) -> dict[str, Any]:
+        """Both baselines, tuned on validation patients out of `train`."""
+        frequent, regression = "most frequent k", "TF-IDF + logistic regression"
+        return {
+            frequent: self.baseline(frequent, most_frequent(train, self.test)),
+            regression: self.baseline(regression, tfidf(train, self.test, report=self.report)),
+        }
+
+    def baseline(self, name: str, made: tuple[list[tuple[str, list[str]]], Tuning]) -> dict[str, Any]:
+        lists, tuning = made
+        return {**self._score(name, dict(lists)), "tuning": tuning.to_json()}
+
+    def model(self, diagnoses: Diagnoses, loaded: LoadedModel, batch_size: int) -> dict[str, Any]:
+        """The records are given to the model without their drugs, and without diagnoses where it has to generate them."""
+        hidden = {"drugs": ()} if diagnoses == "given" else {"drugs": (), "diagnoses": ()}
+        board = [record.model_copy(update=hidden) for record in self.test]
+        recommender = Recommender([loaded], self.vocabulary, self.conflicts, diagnoses=diagnoses, audit=False)
+        start = perf_counter()
+        done = recommender.batch(board, batch_size)
+        seconds = perf_counter() - start
+        details = {one.id: replace(one, seconds=0.0) for one in done}
+        lists = {one.id: one.labels for one in done}
+        return {**self._score(f"model, {diagnoses}", lists, details), "records_per_second": round(len(done) / seconds, 2)}
+
+    def _score(self, name: str, lists: Lists, details: Any = None) -> dict[str, Any]:
+        made = evaluate(
+            {record.id: record.drugs for record in self.test},
+            lists,
+            self.vocabulary,
+            self.conflicts,
+            patients={record.id: record.patient for record in self.test},
+            gold_diagnoses={record.id: record.diagnoses for record in self.test},
+            details=details,
+        )
+        (value,) = made.to_json()["results"]
+        (result,) = made.results
+        self.report(_line(name, result, self.ceiling))
+        return {**value, "share_of_ceiling": result.jaccard.value / self.ceiling}
+
+
+def _line(name: str, result: ModeResult, ceiling: float) -> str:
+    share = result.jaccard.value / ceiling
+    return f"{name}: Jaccard {result.jaccard.value:.4f} ({share:.0%} of the ceiling), F1 {result.f1.value:.4f}"

@@ -1,0 +1,76 @@
+"""Read what an evaluation needs beside a submission: a gold of another shape, and the details that predict wrote.
+
+Knows the shapes of these files and nothing of scores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from yaofang.data.recommendation import Recommendation
+from yaofang.data.records import Record
+from yaofang.vocab.errors import InputError
+
+
+def read_gold(path: str | Path) -> dict[str, list[str]]:
+    """A gold file of another shape: one JSON object {就诊标识: [names]}. Raises InputError for any other shape."""
+    file = Path(path)
+    way_out = "Write one JSON object: {就诊标识: [drug names]}."
+    try:
+        value = json.loads(_text(file))
+    except json.JSONDecodeError as error:
+        raise InputError(f"broken JSON ({error.msg})", file=file, line=error.lineno, way_out=way_out) from error
+    if not isinstance(value, dict) or not value:
+        raise InputError("not a JSON object with entries", file=file, way_out=way_out)
+    for id_, names in value.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+            raise InputError("not a list of names", file=file, field=id_, way_out=way_out)
+    return value
+
+
+def gold_of(records: Sequence[Record], gold: Mapping[str, list[str]] | None) -> dict[str, Sequence[str]]:
+    """The gold of these records: their own drugs, or those of a gold file, which must hold exactly these IDs."""
+    if gold is None:
+        return {record.id: record.drugs for record in records}
+    known = {record.id for record in records}
+    for problem, ids in (("records that the gold file lacks", known - set(gold)), ("gold without record", set(gold) - known)):
+        if ids:
+            shown = ", ".join(sorted(ids)[:5])
+            way_out = "Give records and gold of the same visits."
+            raise InputError(f"{problem}: {len(ids)} ({shown})", field="就诊标识", way_out=way_out)
+    return {record.id: gold[record.id] for record in records}
+
+
+def read_details(path: str | Path) -> dict[str, Recommendation]:
+    """The Recommendations that predict wrote with --details, by 就诊标识. Raises InputError with the first bad line."""
+    file = Path(path)
+    found: dict[str, Recommendation] = {}
+    for number, line in enumerate(_text(file).split("\n"), 1):
+        if not line.strip():
+            continue
+        one = _recommendation(line, file, number)
+        if one.id in found:
+            raise InputError(f"{one.id} occurs twice", file=file, line=number, field="id")
+        found[one.id] = one
+    if not found:
+        raise InputError("the file is empty", file=file, way_out="Give a file that predict wrote with --details.")
+    return found
+
+
+def _recommendation(line: str, file: Path, number: int) -> Recommendation:
+    try:
+        return Recommendation.from_json(json.loads(line))
+    except (ValueError, KeyError, TypeError) as error:
+        way_out = "Give a file that predict wrote with --details."
+        raise InputError("not a recommendation", file=file, line=number, way_out=way_out) from error
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=file) from error
+    except UnicodeDecodeError as error:
+        raise InputError("not UTF-8", file=file, way_out="Save the file as UTF-8.") from error

@@ -1,0 +1,44 @@
+"""TRL's SFTTrainer, and what a CPU needs of it.
+
+TRL scores the labelled positions only where Triton is there; elsewhere its fused head scores every position, three quarters
+of them the record's. `CpuTrainer` takes the labelled positions' hidden states first, and leaves out the padding mask, which
+right padding under causal attention does not need. The loss is the same number (a test holds them together).
+It knows nothing of recipes or data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from trl import SFTTrainer
+
+
+class CpuTrainer(SFTTrainer):
+    """For one process on a CPU. Takes right-padded batches of `input_ids` and `labels`, both [batch, length]."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Mean negative log-likelihood of the labelled tokens; divided by `num_items_in_batch` where it is given."""
+        assert not return_outputs, "CpuTrainer keeps no logits"
+        labels = inputs["labels"][:, 1:]
+        answered = labels != -100
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        hidden = causal.model(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state[:, :-1]
+        logits = causal.lm_head(hidden[answered]).float()
+        total = cross_entropy(logits, labels[answered], reduction="sum")
+        right = (logits.argmax(-1) == labels[answered]).float().mean()
+        self._metrics["train" if model.training else "eval"]["mean_token_accuracy"].append(right.item())
+        return total / torch.as_tensor(answered.sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+def trainer_class() -> tuple[type[SFTTrainer], str]:
+    """TRL's own trainer on an accelerator or in several processes, else `CpuTrainer`; and the reason."""
+    if torch.cuda.is_available():
+        return SFTTrainer, "TRL's SFTTrainer: a CUDA device is here"
+    if torch.distributed.is_torchelastic_launched():
+        return SFTTrainer, "TRL's SFTTrainer: several processes"
+    return CpuTrainer, "CpuTrainer: one process on a CPU, only labelled positions are scored"

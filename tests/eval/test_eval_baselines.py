@@ -1,0 +1,156 @@
+import random
+
+import numpy as np
+import pytest
+
+from yaofang.data.records import Record
+from yaofang.eval import baselines
+from yaofang.eval.baselines import (
+    TOP_RULES,
+    Rule,
+    best_rule,
+    check_training,
+    most_frequent,
+    regression_scores,
+    tfidf,
+    validation_split,
+)
+from yaofang.eval.metrics import score_record
+from yaofang.vocab.errors import InputError
+
+THERAPY = {
+    "2型糖尿病": ("二甲双胍", "阿卡波糖"),
+    "高血压": ("氨氯地平",),
+    "冠心病": ("阿司匹林肠溶片", "阿托伐他汀钙片"),
+    "甲状腺功能减退": ("左甲状腺素钠片",),
+    "骨质疏松": ("碳酸钙片", "阿法骨化醇"),
+    "痛风": ("非布司他",),
+}
+
+
+def ward(patients: int, seed: int, *, first: int = 1, diagnoses: bool = True) -> list[Record]:
+    """Every drug follows from a disease that the past history names, but one in eight is left out."""
+    draw = random.Random(seed)
+    records = []
+    for patient in range(first, first + patients):
+        ill = draw.sample(sorted(THERAPY), draw.randint(1, 3))
+        for visit in range(1, draw.randint(1, 3) + 1):
+            drugs = [drug for disease in ill for drug in THERAPY[disease] if draw.random() < 0.875]
+            records.append(
+                Record(
+                    patient=patient,
+                    id=f"{patient}-{visit}",
+                    past_history=f"既往有{'、'.join(ill)}病史{draw.randint(1, 30)}年。",
+                    chief_complaint=f"发现血糖升高{draw.randint(1, 99)}天",
+                    diagnoses=tuple(ill) if diagnoses else (),
+                    drugs=tuple(drugs) or THERAPY[ill[0]],
+                )
+            )
+    return records
+
+
+def board(predictions: list[tuple[str, list[str]]], gold: list[Record]) -> float:
+    lists = dict(predictions)
+    return float(np.mean([score_record(record.drugs, lists[record.id]).jaccard for record in gold]))
+
+
+def test_settings_are_tuned_on_patients_apart_from_those_that_are_fitted():
+    records = ward(40, seed=1)
+    fitting, held_out = validation_split(records, seed=0)
+    assert not {record.patient for record in fitting} & {record.patient for record in held_out}
+    assert sorted(record.id for record in fitting + held_out) == sorted(record.id for record in records)
+    assert 0.1 < len(held_out) / len(records) < 0.3
+
+
+def test_most_frequent_gives_everyone_the_same_k_likeliest_drugs():
+    train, test = ward(40, seed=1), ward(10, seed=2, first=1001)
+    predictions, tuning = most_frequent(train, test)
+    assert [id_ for id_, _ in predictions] == [record.id for record in test]
+    assert len({tuple(drugs) for _, drugs in predictions}) == 1
+    counts = {drug: sum(drug in record.drugs for record in train) for drug in predictions[0][1]}
+    assert list(counts.values()) == sorted(counts.values(), reverse=True)
+    assert tuning.rule == Rule("top", len(counts))
+
+
+def test_k_is_the_best_of_all_k_on_the_validation_patients():
+    train = ward(40, seed=1)
+    _, tuning = most_frequent(train, [])
+    fitting, held_out = validation_split(train, seed=0)
+    scores, labels = baselines._frequencies(fitting, len(held_out))
+    every = [best_rule(scores, labels, held_out, [rule])[1] for rule in TOP_RULES]
+    assert tuning.board == pytest.approx(max((jaccard + f1) / 2 for jaccard, f1 in every))
+    assert tuning.validation_records == len(held_out)
+
+
+@pytest.mark.parametrize("diagnoses", [True, False])
+def test_tfidf_learns_the_ward_and_beats_most_frequent_on_unseen_patients(diagnoses):
+    train = ward(80, seed=1, diagnoses=diagnoses)
+    test = ward(25, seed=2, first=1001, diagnoses=diagnoses)
+    lines: list[str] = []
+    predictions, tuning = tfidf(train, test, report=lines.append)
+    learned, chance = board(predictions, test), board(most_frequent(train, test)[0], test)
+    assert learned > 0.7
+    assert learned > chance + 0.3
+    assert tuning.settings["C"] in baselines.STRENGTHS
+    assert len(lines) == len(baselines.STRENGTHS)
+    assert all(len(set(drugs)) == len(drugs) >= 1 for _, drugs in predictions)
+
+
+def test_tfidf_never_reads_the_drugs_of_the_records_it_predicts():
+    train, test = ward(30, seed=1), ward(8, seed=2, first=1001)
+    blind = [record.model_copy(update={"drugs": ()}) for record in test]
+    assert tfidf(train, test, strengths=(10.0,))[0] == tfidf(train, blind, strengths=(10.0,))[0]
+
+
+def test_the_regressions_are_one_against_the_rest_in_scikit_learn():
+    from scipy.sparse import csr_matrix
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.preprocessing import normalize
+
+    draw = np.random.default_rng(0)
+    features = np.abs(draw.normal(size=(60, 6)))
+    records = [
+        Record(patient=row, id=str(row), drugs=tuple(d for d, x in zip("abc", line, strict=False) if x > 0.6) or ("a",))
+        for row, line in enumerate(features)
+    ]
+    scores, labels = regression_scores(csr_matrix(features), records, csr_matrix(features), 3.0, 1)
+    has = np.array([[label in record.drugs for label in labels] for record in records]).astype(int)
+    model = OneVsRestClassifier(LogisticRegression(solver="liblinear", C=3.0)).fit(normalize(features), has)
+    assert scores == pytest.approx(model.predict_proba(normalize(features)), abs=0.02)
+
+
+def test_a_label_that_everybody_has_is_certain_and_a_rare_one_is_not_fitted():
+    train = [record.model_copy(update={"drugs": (*record.drugs, "甲钴胺")}) for record in ward(20, seed=1)]
+    train[0] = train[0].model_copy(update={"drugs": (*train[0].drugs, "美金刚")})
+    test = ward(5, seed=2, first=1001)
+    predictions, _ = tfidf(train, test, strengths=(10.0,))
+    assert all("甲钴胺" in drugs for _, drugs in predictions)
+    assert not any("美金刚" in drugs for _, drugs in predictions)
+
+
+def test_a_rule_lists_at_least_one_drug_and_the_likeliest_first():
+    row = np.array([0.1, 0.4, 0.3, 0.4])
+    assert Rule("threshold", 0.3).choose(row) == [1, 3, 2]
+    assert Rule("threshold", 0.9).choose(row) == [1]
+    assert Rule("top", 2).choose(row) == [1, 3]
+    assert Rule("top", 9).choose(row) == [1, 3, 2, 0]
+
+
+def test_a_training_label_outside_the_vocabulary_is_an_error_that_names_record_and_file():
+    with pytest.raises(InputError) as caught:
+        check_training([Record(patient=1, id="1-1", drugs=("二甲双胍", "无此药"))], {"二甲双胍"}, "train.jsonl")
+    assert (caught.value.file, caught.value.field) == ("train.jsonl", "出院带药列表")
+    assert "无此药" in str(caught.value)
+    assert "1-1" in str(caught.value)
+    assert "--vocab" in str(caught.value)
+
+
+def test_a_training_record_without_drugs_is_an_error():
+    with pytest.raises(InputError, match="1-1 has no drug"):
+        check_training([Record(patient=1, id="1-1")], set())
+
+
+def test_one_patient_cannot_be_tuned_on():
+    with pytest.raises(InputError, match="two patients"):
+        most_frequent([Record(patient=1, id="1-1", drugs=("a",)), Record(patient=1, id="1-2", drugs=("a",))], [])

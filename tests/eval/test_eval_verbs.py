@@ -1,0 +1,116 @@
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from yaofang.app.evaluate import baseline, evaluate
+from yaofang.data.records import Record, write_records
+from yaofang.data.submission import check_submission, write_submission
+from yaofang.vocab.drugs import load_vocabulary
+from yaofang.vocab.errors import InputError
+
+app = typer.Typer()
+app.command()(evaluate)
+app.command()(baseline)
+
+DRUGS = ["阿托伐他汀钙片", "阿司匹林肠溶片", "阿卡波糖", "二甲双胍", "碳酸钙片", "甲钴胺"]
+
+
+def run(*arguments):
+    done = CliRunner().invoke(app, [str(word) for word in arguments])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done
+
+
+@pytest.fixture
+def files(tmp_path):
+    records = [
+        Record(
+            patient=patient,
+            id=f"{patient}-{visit}",
+            past_history="糖尿病" if patient % 2 else "冠心病",
+            diagnoses=("糖尿病",) if patient % 2 else ("冠心病",),
+            drugs=tuple(DRUGS[2:4] if patient % 2 else DRUGS[:2]),
+        )
+        for patient in range(1, 13)
+        for visit in (1, 2)
+    ]
+    write_records(tmp_path / "gold.jsonl", records)
+    write_submission(tmp_path / "sub.json", [(record.id, record.drugs[:1]) for record in records])
+    return tmp_path, records
+
+
+def test_the_table_shows_scores_intervals_drugs_and_conflicts(files):
+    folder, _ = files
+    out = run("evaluate", "--records", folder / "gold.jsonl", "--predictions", folder / "sub.json").stdout
+    for word in ("Jaccard", "0.5000", "F1", "0.6667", "0.5833", "T1", "T2", "T3", "诊断来源未说明", "24 条记录"):
+        assert word in out
+
+
+def test_json_is_alone_on_stdout_and_equals_the_file_written(files):
+    folder, _ = files
+    done = run(
+        "evaluate",
+        "--records",
+        folder / "gold.jsonl",
+        "--predictions",
+        folder / "sub.json",
+        "--json",
+        "--out",
+        folder / "r.json",
+    )
+    shown, written = json.loads(done.stdout), json.loads((folder / "r.json").read_text(encoding="utf-8"))
+    assert shown == written
+    assert shown["results"][0]["jaccard"]["value"] == 0.5
+    assert shown["patients_from"] == "患者序号"
+    assert shown["provenance"]["command"].startswith("yaofang evaluate --records ")
+
+
+def test_a_gold_file_needs_no_records(files):
+    folder, records = files
+    gold = {record.id: ["阿托伐他汀", "阿司匹林"] for record in records}
+    (folder / "gold.json").write_text(json.dumps(gold), encoding="utf-8")
+    done = run("evaluate", "--gold", folder / "gold.json", "--predictions", folder / "sub.json", "--level", "generic", "--json")
+    value = json.loads(done.stdout)
+    assert value["results"][0]["jaccard"]["value"] == 0.25
+    assert value["patients_from"] == "就诊标识"
+
+
+def test_without_records_and_gold_the_error_names_both_options(files):
+    folder, _ = files
+    with pytest.raises(InputError, match="--records FILE, or --gold"):
+        run("evaluate", "--predictions", folder / "sub.json")
+
+
+def test_missing_records_are_told_on_stderr(files):
+    folder, records = files
+    write_submission(folder / "short.json", [(record.id, record.drugs) for record in records[1:]])
+    done = run("evaluate", "--records", folder / "gold.jsonl", "--predictions", folder / "short.json")
+    assert "1-1" in done.stderr
+    assert "各计 0 分" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["most-frequent", "tfidf"])
+def test_a_baseline_writes_a_valid_submission_that_evaluate_scores(files, name):
+    folder, records = files
+    gold, out = folder / "gold.jsonl", folder / "baseline.json"
+    tuned = json.loads(run("baseline", name, "--train", gold, "--records", gold, "--out", out, "--json").stdout)
+    assert check_submission(out, records, load_vocabulary()) == []
+    assert tuned["rule"]["kind"] in ("top", "threshold")
+    assert tuned["validation_patients"] >= 1
+    value = json.loads(run("evaluate", "--records", gold, "--predictions", out, "--json").stdout)
+    score = value["results"][0]["jaccard"]["value"]
+    assert score == 1.0 if name == "tfidf" else 0.3 < score <= 0.5
+
+
+def test_a_training_label_outside_the_vocabulary_leaves_no_submission(files):
+    folder, records = files
+    write_records(folder / "bad.jsonl", [*records, Record(patient=99, id="99-1", drugs=("无此药",))])
+    with pytest.raises(InputError, match=r"bad\.jsonl.*无此药.*99-1"):
+        run(
+            "baseline", "tfidf", "--train", folder / "bad.jsonl", "--records", folder / "gold.jsonl", "--out", folder / "o.json"
+        )
+    assert not (folder / "o.json").exists()

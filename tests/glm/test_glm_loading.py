@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from yaofang.glm.loading import BUNDLED, LoadedModel, choose_attention, choose_device, choose_dtype, load_model
+from yaofang.glm.tiny import Architecture, random_tiny
+from yaofang.vocab.errors import InputError
+
+
+def save(loaded: LoadedModel, folder: Path) -> Path:
+    loaded.model.save_pretrained(folder)
+    loaded.template.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("architecture", ["glm", "glm4"])
+def test_a_saved_model_loads_with_the_same_logits(architecture: Architecture, tmp_path: Path) -> None:
+    made = random_tiny(architecture=architecture)
+    loaded = load_model(save(made, tmp_path), device="cpu")
+    ids = torch.tensor([loaded.template.prompt_ids([{"role": "user", "content": "高血压"}])])
+    assert loaded.model.config.model_type == architecture
+    assert loaded.template.prompt_ids([{"role": "user", "content": "高血压"}]) == ids[0].tolist()
+    torch.testing.assert_close(loaded.model(ids).logits, made.model(ids).logits)
+
+
+def test_every_choice_has_a_reason(tmp_path: Path) -> None:
+    loaded = load_model(save(random_tiny(), tmp_path), device="cpu")
+    assert [reason.split()[0] for reason in loaded.reasons] == ["device", "dtype", "attention"]
+    assert loaded.dtype == torch.float32
+    assert loaded.context == 4096
+
+
+def test_an_adapter_loads_on_the_base_that_it_names(tmp_path: Path) -> None:
+    made = random_tiny()
+    base = save(made, tmp_path / "base")
+    adapter = get_peft_model(made.model, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+    adapter.save_pretrained(tmp_path / "run")
+    settings = tmp_path / "run" / "adapter_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "base_model_name_or_path": str(base)}))
+    loaded = load_model(tmp_path / "run", device="cpu")
+    ids = torch.tensor([made.template.encode("高血压")])
+    torch.testing.assert_close(loaded.model(ids).logits, adapter.eval()(ids).logits)
+
+
+def test_an_adapter_without_its_base_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "gone"}')
+    with pytest.raises(InputError, match="base model gone is not here"):
+        load_model(tmp_path)
+
+
+def test_the_old_chatglm_format_is_refused_with_the_name_of_the_new_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "chatglm"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="glm-4-9b-chat-hf"):
+        load_model(tmp_path)
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(InputError, match="not glm or glm4"):
+        load_model(tmp_path)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "glm"}')
+    with pytest.raises(InputError, match="no weights"):
+        load_model(tmp_path)
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such model folder"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    random_tiny().model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"no tokenizer\.json"):
+        load_model(tmp_path)
+
+
+def test_the_version_changes_with_the_weights(tmp_path: Path) -> None:
+    one = load_model(save(random_tiny(seed=1), tmp_path / "one")).version
+    two = load_model(save(random_tiny(seed=2), tmp_path / "two")).version
+    again = load_model(save(random_tiny(seed=1), tmp_path / "again")).version
+    assert one != two
+    assert one == again
+
+
+def test_automatic_choices_say_why() -> None:
+    device, why = choose_device("cpu")
+    assert (device.type, why) == ("cpu", "device cpu: asked for")
+    assert choose_dtype("auto", torch.device("cpu"))[0] == torch.float32
+    assert choose_attention("auto", torch.device("cpu"), torch.float32)[0] == "sdpa"
+    with pytest.raises(InputError, match="--dtype float8"):
+        choose_dtype("float8", torch.device("cpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="no CUDA device"):
+        choose_device("cuda")
+
+
+def test_four_bit_loading_answers_like_the_full_model(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")
+    made = random_tiny(hidden=128)
+    loaded = load_model(save(made, tmp_path), device="cpu", quantize="4bit")
+    ids = torch.tensor([made.template.encode("高血压，糖尿病")])
+    exact, rough = made.model(ids).logits, loaded.model(ids).logits.float()
+    assert any("4bit" in type(module).__name__ for module in loaded.model.modules())
+    assert torch.nn.functional.cosine_similarity(exact.flatten(), rough.flatten(), dim=0) > 0.9
+
+
+@pytest.mark.skipif(not (BUNDLED / "config.json").exists(), reason="the bundled model is being rebuilt")
+def test_the_bundled_model_is_small_and_knows_the_vocabulary() -> None:
+    loaded = load_model(device="cpu")
+    size = sum(file.stat().st_size for file in BUNDLED.glob("*.safetensors"))
+    assert size <= 12_000_000
+    assert loaded.name == "tiny"
+    assert loaded.template.decode(loaded.template.encode("阿托伐他汀钙片")) == "阿托伐他汀钙片"

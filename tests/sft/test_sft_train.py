@@ -1,0 +1,159 @@
+"""Training through the real trainer, on a few records and a model of some ten thousand parameters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from yaofang.data.answer import drug_frequency, parse
+from yaofang.data.records import Record, write_records
+from yaofang.glm.loading import load_model
+from yaofang.glm.template import ChatTemplate
+from yaofang.glm.tiny import random_tiny
+from yaofang.sft.examples import build_examples
+from yaofang.sft.recipe import Recipe
+from yaofang.sft.train import train
+from yaofang.vocab.errors import InputError
+
+FRESH = {
+    "hidden": 32,
+    "layers": 1,
+    "heads": 2,
+    "kv_heads": 1,
+    "intermediate": 48,
+    "context": 1024,
+    "tokenizer_size": 700,
+}
+
+
+def records(count: int = 8) -> list[Record]:
+    drugs = [["阿卡波糖", "二甲双胍"], ["阿托伐他汀钙片"], ["甘精胰岛素", "阿卡波糖", "依帕司他"]]
+    return [
+        Record.model_validate(
+            {
+                "患者序号": n,
+                "就诊标识": f"{n}-1",
+                "性别": "女",
+                "主诉": "烦渴、多饮5年。",
+                "现病史": f"患者{n}年前出现烦渴，" + "血糖控制不佳，" * 40,
+                "出院诊断": ["2型糖尿病", "高血压3级（极高危）"],
+                "出院带药列表": drugs[n % 3],
+            }
+        )
+        for n in range(1, count + 1)
+    ]
+
+
+def recipe(folder: Path, **changes: object) -> Recipe:
+    file = folder / "train.jsonl"
+    if not file.exists():
+        write_records(file, records())
+    value: dict[str, object] = {
+        "model": {"fresh": FRESH},
+        "data": {"train": str(file), "max_length": 512},
+        "training": {
+            "max_steps": 4,
+            "batch_size": 4,
+            "learning_rate": 1e-2,
+            "log_every": 1,
+            "save_every": 2,
+            "bf16": False,
+        },
+    }
+    return Recipe.model_validate(value | changes)
+
+
+def template() -> ChatTemplate:
+    return random_tiny().template
+
+
+def test_examples_fit_end_with_the_stop_id_and_tell_what_was_cut() -> None:
+    examples = build_examples(records(), template(), 300)
+    assert len(examples) == 8
+    assert all(len(e.input_ids) <= 300 for e in examples)
+    assert {cut.section for e in examples for cut in e.cuts} == {"现病史"}
+    whole = build_examples(records(), template(), 4000)
+    assert not any(e.cuts for e in whole)
+
+
+def test_the_trained_part_is_the_answer_in_canonical_order() -> None:
+    made = template()
+    example = build_examples(records(), made, 600)[1]
+    trained = [i for i, bit in zip(example.input_ids, example.completion_mask, strict=True) if bit]
+    assert trained[-1] == made.stop_id
+    answer = parse(made.decode(trained))
+    assert answer.diagnoses == ("2型糖尿病", "高血压3级（极高危）")
+    frequency = drug_frequency(records())
+    assert list(answer.drugs) == sorted(answer.drugs, key=lambda label: (-frequency[label], label))
+    assert answer.drugs[0] == "阿卡波糖"
+
+
+def test_an_answer_that_cannot_fit_is_an_error_not_a_lost_example() -> None:
+    with pytest.raises(InputError):
+        build_examples(records(1), template(), 40)
+
+
+def test_a_label_outside_the_vocabulary_is_refused_with_the_record(tmp_path: Path) -> None:
+    bad = records(2)[0].model_copy(update={"drugs": ("不存在的药",)})
+    write_records(tmp_path / "train.jsonl", [bad])
+    with pytest.raises(InputError, match="'不存在的药' of training record 1-1 is not in the vocabulary"):
+        train(recipe(tmp_path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_lowers_the_loss_and_loads_with_no_other_flag(tmp_path: Path) -> None:
+    plan = {"max_steps": 12, "batch_size": 4, "learning_rate": 1e-2, "log_every": 1, "save_every": 12, "bf16": False}
+    metrics = train(recipe(tmp_path, training=plan), tmp_path / "run")
+    state = json.loads(next((tmp_path / "run" / "checkpoints").glob("*/trainer_state.json")).read_text())
+    losses = [row["loss"] for row in state["log_history"] if "loss" in row]
+    assert losses[-1] < 0.8 * losses[0]
+    assert metrics["records"] == 8
+    loaded = load_model(tmp_path / "run", device="cpu")
+    assert set(loaded.model.generation_config.eos_token_id) == set(loaded.template.stop_ids)
+    assert list((tmp_path / "run" / "checkpoints").rglob("events.out.tfevents*"))
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["metrics"]["records"] == 8
+    assert run["provenance"]["versions"]["trl"]
+
+
+def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
+    train(recipe(tmp_path), tmp_path / "whole")
+    train(recipe(tmp_path, training={**_short(), "max_steps": 4}), tmp_path / "broken")
+    # Take the run back to its checkpoint at step 2, as if it had been killed after it.
+    last = tmp_path / "broken" / "checkpoints" / "checkpoint-4"
+    for file in sorted(last.rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    last.rmdir()
+    train(recipe(tmp_path), tmp_path / "broken", resume=True)
+    one, two = (load_model(tmp_path / name, device="cpu").model.state_dict() for name in ("whole", "broken"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def _short() -> dict[str, object]:
+    return {"batch_size": 4, "learning_rate": 1e-2, "log_every": 1, "save_every": 2, "bf16": False}
+
+
+def test_a_run_folder_in_use_is_refused_without_resume(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "something").touch()
+    with pytest.raises(InputError, match="--resume"):
+        train(recipe(tmp_path), tmp_path / "run")
+
+
+@pytest.mark.parametrize("architecture", ["glm", "glm4"])
+def test_lora_on_a_folder_in_the_layout_of_the_real_model_gives_an_adapter_that_loads(
+    architecture: str, tmp_path: Path
+) -> None:
+    made = random_tiny(architecture="glm" if architecture == "glm" else "glm4")
+    made.model.save_pretrained(tmp_path / "base")
+    made.template.tokenizer.save_pretrained(tmp_path / "base")
+    plan = recipe(tmp_path, model={"path": str(tmp_path / "base")}, lora={"r": 4})
+    train(plan, tmp_path / "run")
+    assert (tmp_path / "run" / "adapter_model.safetensors").exists()
+    assert not list((tmp_path / "run").glob("model*.safetensors"))
+    loaded = load_model(tmp_path / "run", device="cpu")
+    ids = torch.tensor([loaded.template.encode("高血压")])
+    assert not torch.allclose(loaded.model(ids).logits, made.model(ids).logits)
