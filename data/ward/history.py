@@ -184,4 +184,4 @@ class History:
         return drug.label
 
     def _vaguely(self, drug: Prescribed, rng: np.random.Generator) -> str:
-        return self.vague.get(drug.group) or one(self.words["vague_otherwise"], rng)
+        return str(self.vague.get(drug.group) or one(self.words["vague_otherwise"], rng))

@@ -224,9 +224,8 @@ def draw_numbers(
     noise = dict(zip(latent, rng.normal(size=len(latent)), strict=True))
     shared = tables.ward["glycaemia"]
     z = {i: memory * latent[i] + (1 - memory**2) ** 0.5 * noise[i] for i in latent}
-    for lab in GLYCAEMIA[1:]:
-        if lab in z and "hba1c" in z:
-            z[lab] = shared * z["hba1c"] + (1 - shared**2) ** 0.5 * z[lab]
+    for value in GLYCAEMIA[1:]:
+        z[value] = shared * z["hba1c"] + (1 - shared**2) ** 0.5 * z[value]
     numbers = {"age": age}
     for i, lab in tables.labs.items():
         moved = [d.labs[i] for d in diseases if i in d.labs]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -161,7 +161,7 @@ def _yaml(path: Path) -> Any:
 def _ruled(path: Path, column: str) -> list[tuple[dict[str, str], When]]:
     rows = []
     for number, row in read_table(path):
-        rows.append((row, _checked(path, number, column, lambda row=row: parse(row[column]))))  # type: ignore[misc]
+        rows.append((row, _checked(path, number, column, partial(parse, row[column]))))  # type: ignore[misc]
     return rows
 
 
@@ -176,7 +176,7 @@ def _therapy(path: Path) -> tuple[Therapy, ...]:
     numbers = [number for number, _ in read_table(path)]
     rows = []
     for (row, when), number in zip(_ruled(path, "when"), numbers, strict=True):
-        p = _checked(path, number, "p", lambda row=row: float(row["p"]))  # type: ignore[misc]
+        p = _checked(path, number, "p", partial(float, row["p"]))
         if not 0 < p < 1.0001:
             raise InputError(f"{p} is no chance", file=path, line=number, field="p")
         rows.append(Therapy(row.get("cause", ""), row["group"], min(p, 0.995), when, tuple(sorted(when.ids("has")))))
@@ -196,18 +196,17 @@ def _rule_breaks(path: Path) -> tuple[RuleBreak, ...]:
         if row["kind"] not in ("T1-like", "T2-like", "patient"):
             raise InputError(f"unknown kind {row['kind']!r}", file=path, line=number, field="kind")
         text = row["b"] if row["kind"] == "patient" else "-"
-        when = _checked(path, number, "b", lambda text=text: parse(text))  # type: ignore[misc]
+        when = _checked(path, number, "b", partial(parse, text))
         rows.append(RuleBreak(row["kind"], row["a"], row["b"], when))
     return tuple(rows)
 
 
 def _labels(path: Path) -> tuple[Label, ...]:
-    return tuple(
-        _checked(
-            path, number, "popularity", lambda row=row: Label(row["label"], row["group"], float(row["popularity"]), row["note"])
-        )  # type: ignore[misc]
-        for number, row in read_table(path)
-    )
+    rows = []
+    for number, row in read_table(path):
+        popularity = _checked(path, number, "popularity", partial(float, row["popularity"]))
+        rows.append(Label(row["label"], row["group"], popularity, row["note"]))
+    return tuple(rows)
 
 
 def _fitted(path: Path, key: str, value: str) -> dict[str, float]:
