@@ -161,7 +161,7 @@ def _yaml(path: Path) -> Any:
 def _ruled(path: Path, column: str) -> list[tuple[dict[str, str], When]]:
     rows = []
     for number, row in read_table(path):
-        rows.append((row, _checked(path, number, column, partial(parse, row[column]))))  # type: ignore[misc]
+        rows.append((row, _checked(path, number, column, partial(parse, row[column]))))
     return rows
 
 
