@@ -13,6 +13,7 @@ import typer
 
 from yaofang.app.tables import say, show
 
+PARTS = ("head", "middle", "tail")
 app = typer.Typer(help="Measure: every figure of the docs comes from one of these.", no_args_is_help=True)
 
 
@@ -21,6 +22,7 @@ def quality(
     model: Annotated[Path | None, typer.Option("--model", help="Model folder; the bundled one if not given.")] = None,
     patients: Annotated[int, typer.Option("--patients", help="Training patients of the ward.")] = 1910,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the ward; not the one the model was trained on.")] = 1,
+    same: Annotated[bool, typer.Option("--same", help="Also fit the regression on the bundled model's patients.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Result file to write.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
 ) -> None:
@@ -28,18 +30,26 @@ def quality(
     from yaofang.data.provenance import write_result
     from yaofang.eval import benchmark
     from yaofang.glm.loading import load_model
+    from yaofang.sft.recipe import wards
     from yaofang.vocab.conflicts import load_conflicts
     from yaofang.vocab.drugs import load_vocabulary
 
     vocabulary = load_vocabulary()
     result = benchmark.quality(
-        load_model(model), vocabulary, load_conflicts(vocabulary), patients=patients, seed=seed, report=say
+        load_model(model),
+        vocabulary,
+        load_conflicts(vocabulary),
+        patients=patients,
+        seed=seed,
+        trained_on=wards() if model is None else (),
+        same=same,
+        report=say,
     )
     if out is not None:
         write_result(out, "yaofang " + " ".join(sys.argv[1:]), result)
     rows = [
         (
-            name,
+            benchmark.NAMES[key],
             value["jaccard"]["value"],
             value["share_of_ceiling"],
             value["f1"]["value"],
@@ -48,7 +58,7 @@ def quality(
             value["predicted"]["conflicts"]["T1"]["pairs"],
             value["predicted"]["outside"],
         )
-        for name, value in result["systems"].items()
+        for key, value in result["systems"].items()
     ]
     columns = ("system", "Jaccard", "of ceiling", "F1", "board", "drugs", "T1 pairs", "outside")
     title = f"Simulated ward, {result['ward']['test_records']} unseen records, ceiling {result['ceiling']['mean']:.3f}"
@@ -96,7 +106,7 @@ def _figures(result: dict[str, Any]) -> list[tuple[str, Any]]:
         ("labels of the test board unseen in training", result["unseen_in_test"]),
         *((f"records with a broken rule, {kind}", f"{share:.2%}") for kind, share in result["rules_broken"].items()),
         ("ceiling, Jaccard", result["ceiling"]["mean"]),
-        *((f"{name}, Jaccard", value["jaccard"]["value"]) for name, value in result["baselines"].items()),
+        *((f"{key}, Jaccard", value["jaccard"]["value"]) for key, value in result["baselines"].items()),
     ]
     if "tokens" in result:
         tokens = result["tokens"]

@@ -52,7 +52,10 @@ def split(
     from yaofang.app.tables import show
     from yaofang.data.records import write_records
     from yaofang.data.splits import folds as folds_of
+    from yaofang.vocab.errors import InputError
 
+    if out.exists() and not out.is_dir():
+        raise InputError("this is a file", file=out, way_out="Give --out a folder.")
     found = _read(records, skip_bad)
     fold = folds_of(found, folds, seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -104,6 +107,7 @@ def check_submission(
     submission: Annotated[Path, typer.Argument(help="The submission file.")],
     records: Records,
     vocab: Vocab = None,
+    skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
     """Check shape, IDs, labels, repeats and T1 pairs. Exit code 1 if there is a problem."""
@@ -113,7 +117,7 @@ def check_submission(
     from yaofang.vocab.drugs import load_vocabulary
 
     vocabulary = load_vocabulary(vocab)
-    found = examine_submission(submission, _read(records, False), vocabulary, load_conflicts(vocabulary))
+    found = examine_submission(submission, _read(records, skip_bad), vocabulary, load_conflicts(vocabulary))
     data = {
         "submission": str(submission),
         "valid": not found.problems,

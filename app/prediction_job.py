@@ -22,7 +22,7 @@ from yaofang.app.shards import Shard, joined
 from yaofang.app.tables import say
 from yaofang.data.journal import Journal, finished, merged
 from yaofang.data.recommendation import Recommendation
-from yaofang.data.records import Record, read_records
+from yaofang.data.records import Record, line_of, read_records
 from yaofang.data.submission import check_submission, write_submission
 from yaofang.decoding.recommender import Recommender
 from yaofang.glm.loading import LoadedModel, load_model
@@ -124,6 +124,8 @@ def _settings(job: Job, models: Sequence[LoadedModel], vocabulary: Vocabulary, c
         "vocab": vocabulary.version,
         "conflicts": conflicts.version,
         "diagnoses": job.diagnoses,
+        "dtype": job.dtype,
+        "quantize": job.quantize or "none",
     }
 
 
@@ -163,16 +165,6 @@ def _placed(error: InputError, file: Path, record: Record) -> InputError:
     ways = (error.way_out, "--skip-bad leaves such records out.")
     line = line_of(file, record.id)
     return InputError(error.problem, file=file, line=line, field=error.field, way_out=" ".join(filter(None, ways)))
-
-
-def line_of(file: Path, record_id: str) -> int | None:
-    """The line of a records file that holds this 就诊标识 (None if it is written in some unusual way)."""
-    wanted = {f'"就诊标识":{json.dumps(record_id, ensure_ascii=ascii)}' for ascii in (False, True)}
-    with file.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if any(text in line.replace(" ", "") for text in wanted):
-                return number
-    return None
 
 
 def _finish(

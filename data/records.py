@@ -130,6 +130,16 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
             handle.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
 
 
+def line_of(path: str | Path, record_id: str) -> int | None:
+    """The line of a records file that holds this 就诊标识; None if it is written in some unusual way, or not there."""
+    key, value = (
+        "|".join(re.escape(json.dumps(text, ensure_ascii=ascii)) for ascii in (False, True)) for text in ("就诊标识", record_id)
+    )
+    held = re.compile(rf"(?:{key})\s*:\s*(?:{value})")
+    lines = _text(Path(path)).split("\n")
+    return next((number for number, line in enumerate(lines, 1) if held.search(line)), None)
+
+
 def _text(file: Path) -> str:
     """The file's text; bytes that are not UTF-8 stay visible as lone surrogates, so that their line can be named."""
     if not file.is_file():

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yaofang.data.records import Record
+from yaofang.data.records import Record, line_of
 from yaofang.data.splits import folds
 from yaofang.eval.metrics import board_score, score_record
 from yaofang.vocab.errors import InputError
@@ -80,13 +80,15 @@ def check_training(records: Sequence[Record], vocabulary: Container[str], file: 
     `file` is where the records came from, for the message.
     """
     for record in records:
-        if not record.drugs:
-            way_out = "Take records without drugs out of the training file."
-            raise InputError(f"training record {record.id} has no drug", file=file, field="出院带药列表", way_out=way_out)
-        for label in record.drugs:
-            if label not in vocabulary:
-                problem = f"{label!r} of training record {record.id} is not in the vocabulary"
-                raise InputError(problem, file=file, field="出院带药列表", way_out="Give the list that holds it with --vocab.")
+        strange = next((label for label in record.drugs if label not in vocabulary), None)
+        if record.drugs and strange is None:
+            continue
+        problem, way_out = f"training record {record.id} has no drug", "Take records without drugs out of the training file."
+        if strange is not None:
+            problem = f"{strange!r} of training record {record.id} is not in the vocabulary"
+            way_out = "Give the list that holds it with --vocab (sft: --set data.vocabulary=LIST)."
+        line = None if file is None else line_of(file, record.id)
+        raise InputError(problem, file=file, line=line, field="出院带药列表", way_out=way_out)
 
 
 def most_frequent(

@@ -16,7 +16,7 @@ from typing import Any
 from yaofang.data.records import Record
 from yaofang.data.ward.ceiling import measure_ceiling
 from yaofang.data.ward.figures import measure
-from yaofang.data.ward.simulate import draft, write
+from yaofang.data.ward.simulate import draft, simulate, write
 from yaofang.data.ward.tables import load_tables
 from yaofang.data.ward.therapy import Prescriber
 from yaofang.decoding.recommender import Diagnoses, Recommender
@@ -25,7 +25,16 @@ from yaofang.eval.evaluate import ModeResult, evaluate
 from yaofang.glm.loading import LoadedModel
 from yaofang.vocab.conflicts import ConflictTable
 from yaofang.vocab.drugs import Vocabulary
+from yaofang.vocab.errors import InputError
 
+NAMES = {
+    "most_frequent": "most frequent k",
+    "tfidf": "TF-IDF + logistic regression",
+    "tfidf_same": "the same, on the model's training patients",
+    "model_given": "model, diagnoses given",
+    "model_generated": "model, diagnoses generated",
+}
+"""What people read for the keys of `systems`."""
 Lists = Mapping[str, Sequence[str]]
 Report = Callable[[str], None]
 
@@ -59,13 +68,19 @@ def quality(
     seed: int = 1,
     draws: int = 60,
     batch_size: int = 16,
+    trained_on: Sequence[tuple[int, int]] = (),
+    same: bool = False,
     report: Report = lambda _: None,
 ) -> dict[str, Any]:
     """All figures of one ward: sizes, ceiling, and one entry a system under `systems`.
 
-    `patients` and `seed` are the ward's; the model must have been trained on a ward of another seed. `share_of_ceiling` of a
-    system is its Jaccard over the ceiling's.
+    `patients` and `seed` are the ward's. `trained_on` says patients and seed of the wards that the model was trained on; this
+    ward may not be one of them. `same` fits the regression on those patients too, so that it has as much to learn from (some
+    ten minutes for the bundled model). `share_of_ceiling` of a system is its Jaccard over the ceiling's.
     """
+    if seed in {trained for _, trained in trained_on}:
+        way_out = "Measure on a ward of another seed."
+        raise InputError(f"the model was trained on the ward of seed {seed}", field="--seed", way_out=way_out)
     tables = load_tables()
     drafts = draft(patients, seed, tables)
     train, _ = write(drafts.train, seed, tables)
@@ -75,8 +90,9 @@ def quality(
     judge = _Judge(test, vocabulary, conflicts, ceiling.mean, report)
     systems = {
         **judge.baselines(train),
-        "model, diagnoses given": judge.model("given", loaded, batch_size),
-        "model, diagnoses generated": judge.model("generated", loaded, batch_size),
+        **(judge.same(trained_on) if same else {}),
+        "model_given": judge.model("given", loaded, batch_size),
+        "model_generated": judge.model("generated", loaded, batch_size),
     }
     return {
         "ward": {
@@ -87,7 +103,7 @@ def quality(
             "tables": tables.version,
         },
         "ceiling": asdict(ceiling),
-        "model": {"name": loaded.name, "version": loaded.version},
+        "model": {"name": loaded.name, "version": loaded.version, "trained_on": [list(one) for one in trained_on]},
         "vocabulary": vocabulary.version,
         "conflicts": conflicts.version,
         "systems": systems,
@@ -104,15 +120,23 @@ class _Judge:
 
     def baselines(self, train: Sequence[Record]) -> dict[str, Any]:
         """Both baselines, tuned on validation patients out of `train`."""
-        frequent, regression = "most frequent k", "TF-IDF + logistic regression"
         return {
-            frequent: self.baseline(frequent, most_frequent(train, self.test)),
-            regression: self.baseline(regression, tfidf(train, self.test, report=self.report)),
+            "most_frequent": self.baseline("most_frequent", most_frequent(train, self.test)),
+            "tfidf": self.baseline("tfidf", tfidf(train, self.test, report=self.report)),
         }
 
-    def baseline(self, name: str, made: tuple[list[tuple[str, list[str]]], Tuning]) -> dict[str, Any]:
+    def same(self, wards: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """The regression once more, on other wards' training patients, numbered apart."""
+        train: list[Record] = []
+        for place, (patients, seed) in enumerate(wards):
+            step = place * 10_000_000
+            made = simulate(patients, seed).train
+            train += [r.model_copy(update={"patient": r.patient + step, "id": f"{place}/{r.id}"}) for r in made]
+        return {"tfidf_same": self.baseline("tfidf_same", tfidf(train, self.test, report=self.report))}
+
+    def baseline(self, key: str, made: tuple[list[tuple[str, list[str]]], Tuning]) -> dict[str, Any]:
         lists, tuning = made
-        return {**self._score(name, dict(lists)), "tuning": tuning.to_json()}
+        return {**self._score(key, dict(lists)), "tuning": tuning.to_json()}
 
     def model(self, diagnoses: Diagnoses, loaded: LoadedModel, batch_size: int) -> dict[str, Any]:
         """The records are given to the model without their drugs, and without diagnoses where it has to generate them."""
@@ -124,9 +148,9 @@ class _Judge:
         seconds = perf_counter() - start
         details = {one.id: replace(one, seconds=0.0) for one in done}
         lists = {one.id: one.labels for one in done}
-        return {**self._score(f"model, {diagnoses}", lists, details), "records_per_second": round(len(done) / seconds, 2)}
+        return {**self._score(f"model_{diagnoses}", lists, details), "records_per_second": round(len(done) / seconds, 2)}
 
-    def _score(self, name: str, lists: Lists, details: Any = None) -> dict[str, Any]:
+    def _score(self, key: str, lists: Lists, details: Any = None) -> dict[str, Any]:
         made = evaluate(
             {record.id: record.drugs for record in self.test},
             lists,
@@ -138,7 +162,7 @@ class _Judge:
         )
         (value,) = made.to_json()["results"]
         (result,) = made.results
-        self.report(_line(name, result, self.ceiling))
+        self.report(_line(NAMES[key], result, self.ceiling))
         return {**value, "share_of_ceiling": result.jaccard.value / self.ceiling}
 
 

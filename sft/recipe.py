@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from yaofang.vocab.errors import InputError
 
 RECIPES = Path(__file__).parent / "recipes"
+BUNDLED = ("tiny-start", "tiny")
+"""The recipes of the bundled model, in the order in which they are run."""
 
 
 class Part(BaseModel):
@@ -102,9 +104,13 @@ class Training(Part):
     epochs: float = Field(3, gt=0)
     max_steps: int = -1
     """Stop after this many optimiser steps; -1 trains all epochs."""
+    stop_at: int | None = Field(None, gt=0)
+    """Stop after this many steps with the learning rate's schedule still that of the whole length; another run goes on."""
     batch_size: int = Field(1, gt=0)
     """Examples a device and forward."""
     accumulation: int = Field(1, gt=0)
+    group_by_length: bool = False
+    """Batches of examples of like length: less padding, but less of a mixture in a batch."""
     learning_rate: float = Field(1e-4, gt=0)
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     warmup: float = Field(0.03, ge=0)
@@ -137,6 +143,12 @@ class Recipe(Part):
         if self.model.fresh and self.lora:
             raise ValueError("lora on a fresh model would leave random weights untrained: remove one of the two")
         return self
+
+
+def wards(names: Sequence[str] = BUNDLED) -> list[tuple[int, int]]:
+    """Patients and seed of the wards that these recipes train on."""
+    parts = [load_recipe(name).data.ward for name in names]
+    return [(part.patients, part.seed) for part in parts if part is not None]
 
 
 def find_recipe(name: str) -> Path:

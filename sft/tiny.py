@@ -1,8 +1,8 @@
-"""Rebuilds the bundled model: trains the recipe `tiny`, converts the weights to bfloat16, measures it and writes its card.
+"""Rebuilds the bundled model: trains its recipes, converts the weights to bfloat16, measures it and writes its card.
 
-    python -m yaofang.sft.tiny                     (make tiny: all of it, about an hour on 2 cores)
-    python -m yaofang.sft.tiny --from runs/tiny    (a run that is there already)
-    python -m yaofang.sft.tiny --card              (only the card, from docs/results/quality.json)
+    python -m yaofang.sft.tiny               (make tiny: all of it, about an hour on 2 cores)
+    python -m yaofang.sft.tiny --measure     (from runs that are there already)
+    python -m yaofang.sft.tiny --card        (only the card, from docs/results/quality.json)
 
 Knows the bundled model's folder and the result file; training is `sft.train`, the figures are `eval.benchmark`.
 """
@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 from yaofang.data.provenance import write_result
-from yaofang.eval.benchmark import quality
+from yaofang.eval.benchmark import NAMES, quality
 from yaofang.glm.loading import BUNDLED, TRAINED, load_model
-from yaofang.sft.recipe import load_recipe
+from yaofang.sft.recipe import BUNDLED as RUNS
+from yaofang.sft.recipe import load_recipe, wards
 from yaofang.sft.train import train
 from yaofang.vocab.conflicts import load_conflicts
 from yaofang.vocab.drugs import load_vocabulary
@@ -41,16 +42,15 @@ tables and nothing else: it has read no patient, no guideline and no book, and n
 |---|---|
 | architecture | `{architecture}`, {layers} layers, hidden {hidden}, {heads} heads, {kv_heads} KV heads, context {context} |
 | weights | {size:.1f} MB, bfloat16 safetensors |
-| recipe | `sft/recipes/tiny.yaml` |
-| trained on | {records:,} records of {patients:,} simulated patients (seed {seed}), {hours:.1f} h on {cores} cores |
-| training data | hash {data}, vocabulary {vocabulary} |
-| built with | {versions}, git {git} |
+{runs}
+| built with | {versions} |
 
 ## Scores
 
 On {test_records} records of simulated patients that neither the model nor the baselines saw (ward of {ward_patients:,}
 patients, seed {ward_seed}; `yaofang bench quality`), with 95% intervals by bootstrap over patients. The ceiling, the expected
-Jaccard of the ward's own best list, is {ceiling:.3f}.
+Jaccard of the ward's own best list, is {ceiling:.3f}. The baselines learned from the ward's {ward_patients:,} training patients, the
+model from those of the recipes above.
 
 | system | Jaccard | of the ceiling | F1 | drugs a record | T1 pairs |
 |---|---|---|---|---|---|
@@ -65,13 +65,16 @@ Its scores say nothing about real patients. A record in other words than the war
 """
 
 
-def export(run: Path, folder: Path = BUNDLED) -> None:
-    """Write the run's weights in bfloat16, with tokenizer and `run.json`, into the bundled folder."""
-    loaded = load_model(run, device="cpu")
+def export(runs: Path, folder: Path = BUNDLED) -> None:
+    """Write the last run's weights in bfloat16, its tokenizer, and `run.json` with every run's, into the bundled folder."""
+    last = runs / RUNS[-1]
+    loaded = load_model(last, device="cpu")
     loaded.model.to(torch.bfloat16).save_pretrained(folder)
     loaded.template.tokenizer.save_pretrained(folder)
-    for name in ("run.json", TRAINED):
-        (folder / name).write_bytes((run / name).read_bytes())
+    (folder / TRAINED).write_bytes((last / TRAINED).read_bytes())
+    with whole_file(folder / "run.json") as handle:
+        parts = {name: json.loads((runs / name / "run.json").read_text(encoding="utf-8")) for name in RUNS}
+        json.dump(parts, handle, ensure_ascii=False, indent=1)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if size > LARGEST:
         raise SystemExit(f"{size:,} bytes of weights: at most {LARGEST:,} may be committed")
@@ -81,7 +84,8 @@ def measure(command: str) -> None:
     """Measure the bundled model on the ward's test board and write the result file."""
     vocabulary = load_vocabulary()
     say = logging.getLogger("yaofang").info
-    write_result(RESULT, command, quality(load_model(), vocabulary, load_conflicts(vocabulary), report=say))
+    result = quality(load_model(), vocabulary, load_conflicts(vocabulary), trained_on=wards(), report=say)
+    write_result(RESULT, command, result)
 
 
 def write_card(folder: Path = BUNDLED) -> None:
@@ -94,10 +98,9 @@ def write_card(folder: Path = BUNDLED) -> None:
 def _facts(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    recipe, systems = load_recipe("tiny"), result["systems"]
-    assert recipe.data.ward is not None
-    gold = systems["model, diagnoses given"]["gold"]
-    versions = run["provenance"]["versions"]
+    systems = result["systems"]
+    gold = systems["model_given"]["gold"]
+    versions = run[RUNS[-1]]["provenance"]["versions"]
     return {
         "parameters": load_model(folder, device="cpu").model.num_parameters(),
         "architecture": config["model_type"],
@@ -107,25 +110,28 @@ def _facts(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
         "kv_heads": config["num_key_value_heads"],
         "context": config["max_position_embeddings"],
         "size": sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6,
-        "patients": recipe.data.ward.patients,
-        "seed": recipe.data.ward.seed,
-        "records": run["metrics"]["records"],
-        "hours": run["metrics"]["train_runtime"] / 3600,
-        "cores": run["provenance"]["machine"]["cores"],
-        "data": run["data"],
-        "vocabulary": run["vocabulary"],
+        "runs": "\n".join(_run(name, run[name]) for name in RUNS),
         "versions": ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "trl")),
-        "git": run["provenance"]["git"],
         "test_records": result["ward"]["test_records"],
         "ward_patients": result["ward"]["patients"],
         "ward_seed": result["ward"]["seed"],
         "ceiling": result["ceiling"]["mean"],
-        "rows": "\n".join(_row(name, value) for name, value in systems.items()),
+        "rows": "\n".join(_row(NAMES[key], value) for key, value in systems.items()),
         "gold_drugs": gold["mean_drugs"],
         "gold_t1": gold["conflicts"]["T1"]["pairs"],
         "verdict": _verdict(systems),
-        "diagnosis_f1": systems["model, diagnoses generated"]["diagnosis_f1"]["value"],
+        "diagnosis_f1": systems["model_generated"]["diagnosis_f1"]["value"],
     }
+
+
+def _run(name: str, run: dict[str, Any]) -> str:
+    ((patients, seed),) = wards([name])
+    made, metrics = run["provenance"], run["metrics"]
+    hours, cores = metrics["train_runtime"] / 3600, made["machine"]["cores"]
+    return (
+        f"| recipe `{name}` | {metrics['records']:,} records of {patients:,} simulated patients (seed {seed}, data {run['data']}), "
+        f"{hours:.2f} h on {cores} cores, git {made['git']} |"
+    )
 
 
 def _row(name: str, value: dict[str, Any]) -> str:
@@ -142,8 +148,8 @@ def _row(name: str, value: dict[str, Any]) -> str:
 
 
 def _verdict(systems: dict[str, Any]) -> str:
-    model = systems["model, diagnoses given"]["jaccard"]["value"]
-    beside = systems["TF-IDF + logistic regression"]["jaccard"]["value"]
+    model = systems["model_given"]["jaccard"]["value"]
+    beside = systems["tfidf"]["jaccard"]["value"]
     if model > beside:
         return f"With diagnoses given it is {model - beside:.3f} above TF-IDF + logistic regression."
     return f"**It stays {beside - model:.3f} under TF-IDF + logistic regression.**"
@@ -152,16 +158,16 @@ def _verdict(systems: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Train (or take a run), export, measure, write the card."""
     parser = argparse.ArgumentParser(prog="python -m yaofang.sft.tiny", description=__doc__)
-    parser.add_argument("--from", dest="run", type=Path, help="a run folder that is there already")
+    parser.add_argument("--measure", action="store_true", help="take the runs that are there already")
     parser.add_argument("--card", action="store_true", help="only write the card again")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in runs/tiny")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoints")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if not given.card and not given.measure:
+        for name in RUNS:
+            train(load_recipe(name), Path("runs") / name, resume=given.resume, command="make tiny")
     if not given.card:
-        run = given.run or Path("runs/tiny")
-        if given.run is None:
-            train(load_recipe("tiny"), run, resume=given.resume, command="make tiny")
-        export(run)
+        export(Path("runs"))
         measure("make tiny")
     write_card()
 

@@ -37,7 +37,7 @@ from yaofang.glm.template import ChatTemplate
 from yaofang.glm.tiny import new_model, tiny_config, train_tokenizer
 from yaofang.sft.examples import Example, build_examples, prompt_budget
 from yaofang.sft.recipe import Fresh, Recipe, dump_recipe
-from yaofang.sft.trainer import trainer_class
+from yaofang.sft.trainer import StopAt, trainer_class
 from yaofang.vocab.drugs import Vocabulary, load_vocabulary
 from yaofang.vocab.errors import InputError
 from yaofang.vocab.files import sha256_of, whole_file
@@ -190,7 +190,7 @@ def build_trainer(recipe: Recipe, start: Start, examples: Sequence[Example], out
         max_length=None,
         packing=False,
         completion_only_loss=True,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="group_by_length" if plan.group_by_length else "random",
     )
     columns = {
         "input_ids": [e.input_ids for e in examples],
@@ -204,6 +204,7 @@ def build_trainer(recipe: Recipe, start: Start, examples: Sequence[Example], out
         train_dataset=Dataset.from_dict(columns),
         processing_class=start.template.tokenizer,
         peft_config=_lora(recipe),
+        callbacks=[] if plan.stop_at is None else [StopAt(plan.stop_at)],
     )
     assert len(trainer.train_dataset) == len(examples), "an example was lost"
     start.model.generation_config = GenerationConfig(

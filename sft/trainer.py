@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import TrainerCallback
 from trl import SFTTrainer
 
 
-class CpuTrainer(SFTTrainer):
+class CpuTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
     """For one process on a CPU. Takes right-padded batches of `input_ids` and `labels`, both [batch, length]."""
 
     def compute_loss(
@@ -33,6 +34,18 @@ class CpuTrainer(SFTTrainer):
         right = (logits.argmax(-1) == labels[answered]).float().mean()
         self._metrics["train" if model.training else "eval"]["mean_token_accuracy"].append(right.item())
         return total / torch.as_tensor(answered.sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+class StopAt(TrainerCallback):  # type: ignore[misc]  # transformers has no types here
+    """Ends training after `step` optimiser steps; the schedule is not shortened."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Called by the trainer after every step."""
+        control.should_training_stop = state.global_step >= self.step
+        return control
 
 
 def trainer_class() -> tuple[type[SFTTrainer], str]:

@@ -38,6 +38,7 @@ yaofang sft --config glm4-9b-lora --set training.epochs=1 --set data.max_length=
 yaofang vocab list --json
 yaofang vocab conflicts 阿托伐他汀钙片 克拉霉素 --json
 yaofang bench quality --out docs/results/quality.json --json
+yaofang bench ward --patients 1910 --seed 1 --tokenizer DIR --out docs/results/ward.json --json
 """
 """Commands of the project's plan; later ones are added as they are made."""
 

@@ -123,6 +123,7 @@ class Prescriber:
         facts = Facts(case.facts.sex, case.facts.numbers, case.facts.present)
         for drug in case.home:
             self._continue(drug, case, facts, chosen, rng)
+        home = {drug.label for drug in case.home}
         for offer in case.offers:
             row = offer.row
             if row.group in facts.groups or row.group in facts.labels or rng.random() >= offer.p:
@@ -131,7 +132,8 @@ class Prescriber:
                 continue
             label = self.choice.draw(row.group, case.team, rng, lambda name: self.breaks.allows(name, facts, rng))
             if label is not None:
-                _take(Prescribed(label, self._group(row.group, label), offer.kind, row.cause), facts, chosen)
+                kind = "earlier drug" if label in home else offer.kind
+                _take(Prescribed(label, self._group(row.group, label), kind, row.cause), facts, chosen)
         return self._brief(chosen, case.team)
 
     def _brief(self, chosen: list[Prescribed], team: int) -> list[Prescribed]:

@@ -129,3 +129,20 @@ def test_simulate_writes_records_a_board_without_drugs_its_gold_and_the_truth(tm
     board = read_records(tmp_path / "ward.test.jsonl").records
     assert not any(record.drugs for record in board)
     assert len(board) == lines["ward.test.gold.jsonl"]
+
+
+def test_split_into_a_file_is_an_error_and_leaves_it_alone(records: Path) -> None:
+    before = records.read_bytes()
+    error = run("split", "--records", records, "--out", records).exception
+    assert isinstance(error, InputError)
+    assert "this is a file" in str(error)
+    assert records.read_bytes() == before
+
+
+def test_a_submission_of_the_records_that_are_good_is_valid_with_skip_bad(records: Path, tmp_path: Path) -> None:
+    write_submission(tmp_path / "sub.json", [(record.id, record.drugs) for record in read_records(records).records])
+    with records.open("a", encoding="utf-8") as handle:
+        handle.write("{broken\n")
+    assert isinstance(run("check-submission", tmp_path / "sub.json", "--records", records).exception, InputError)
+    found = as_json("check-submission", tmp_path / "sub.json", "--records", records, "--skip-bad")
+    assert (found["valid"], found["entries"]) == (True, 18)

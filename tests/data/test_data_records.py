@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from yaofang.data.records import Record, read_records, write_records
+from yaofang.data.records import Record, line_of, read_records, write_records
 from yaofang.vocab.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -289,3 +289,13 @@ def test_the_real_inpatients_are_read() -> None:
     records = read_records(REAL).records
     assert len(records) == 16
     assert all(record.diagnoses and record.chief_complaint and not record.drugs for record in records)
+
+
+@pytest.mark.parametrize("name", ["2-1", " 2 1 ", 'a/b"c\\d', "x\ny", "u\u2028v", "患者"])
+def test_the_line_of_a_record_is_found_however_its_identifier_is_written(name: str, put: Put) -> None:
+    values = [{"患者序号": 1, "就诊标识": "1-1"}, {"患者序号": 2, "就诊标识": name}]
+    for ascii_only in (False, True):
+        lines = put("\n".join(json.dumps(value, ensure_ascii=ascii_only) for value in values))
+        assert line_of(lines, name) == 2
+        assert line_of(lines, "3-1") is None
+    assert line_of(put(json.dumps(values, ensure_ascii=False, indent=1)), name) == 8

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from yaofang.data.records import Record
+from yaofang.data.records import Record, write_records
 from yaofang.eval import baselines
 from yaofang.eval.baselines import (
     TOP_RULES,
@@ -137,13 +137,17 @@ def test_a_rule_lists_at_least_one_drug_and_the_likeliest_first():
     assert Rule("top", 9).choose(row) == [1, 3, 2, 0]
 
 
-def test_a_training_label_outside_the_vocabulary_is_an_error_that_names_record_and_file():
+def test_a_training_label_outside_the_vocabulary_is_an_error_that_names_record_file_and_line(tmp_path):
+    file = tmp_path / "train.jsonl"
+    records = [Record(patient=1, id="1-0", drugs=("二甲双胍",)), Record(patient=1, id="1-1", drugs=("二甲双胍", "无此药"))]
+    write_records(file, records)
     with pytest.raises(InputError) as caught:
-        check_training([Record(patient=1, id="1-1", drugs=("二甲双胍", "无此药"))], {"二甲双胍"}, "train.jsonl")
-    assert (caught.value.file, caught.value.field) == ("train.jsonl", "出院带药列表")
+        check_training(records, {"二甲双胍"}, file)
+    assert (caught.value.file, caught.value.line, caught.value.field) == (str(file), 2, "出院带药列表")
     assert "无此药" in str(caught.value)
     assert "1-1" in str(caught.value)
     assert "--vocab" in str(caught.value)
+    assert "data.vocabulary" in str(caught.value)
 
 
 def test_a_training_record_without_drugs_is_an_error():
