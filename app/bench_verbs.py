@@ -33,7 +33,9 @@ def quality(
     from yaofang.sft.recipe import wards
     from yaofang.vocab.conflicts import load_conflicts
     from yaofang.vocab.drugs import load_vocabulary
+    from yaofang.vocab.files import check_place
 
+    check_place(out)
     vocabulary = load_vocabulary()
     result = benchmark.quality(
         load_model(model),
@@ -82,7 +84,9 @@ def ward(
     from yaofang.eval import benchmark
     from yaofang.vocab.conflicts import load_conflicts
     from yaofang.vocab.drugs import load_vocabulary
+    from yaofang.vocab.files import check_place
 
+    check_place(out)
     counter = None if tokenizer is None else Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     count = None if counter is None else lambda text: len(counter.encode(text, add_special_tokens=False).ids)
     vocabulary = load_vocabulary()

@@ -18,8 +18,10 @@ import typer
 
 if TYPE_CHECKING:
     from yaofang.app.tables import Cell
+    from yaofang.data.records import Record
     from yaofang.eval.baselines import Tuning
     from yaofang.eval.evaluate import Evaluation, Figure, ListFigures, ModeResult
+    from yaofang.vocab.errors import InputError
 
 Row = tuple["Cell", "Cell", "Cell", "Cell"]
 SHOWN = 5
@@ -44,6 +46,7 @@ class Baseline(StrEnum):
 
 Vocab = Annotated[Path | None, typer.Option(help="Drug list (.json, .txt or .tsv). Default: the bundled 651.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave bad records out and list them.")]
 
 
 def evaluate(
@@ -60,39 +63,41 @@ def evaluate(
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of patients.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the result, with provenance, to this JSON file.")] = None,
+    skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
     """Score a submission: Jaccard, F1, board score with 95% intervals, number of drugs, conflicts beside the gold's."""
     from yaofang.app.tables import say, show
     from yaofang.data.provenance import provenance, write_result
-    from yaofang.data.records import read_records
     from yaofang.data.submission import read_submission
     from yaofang.eval.evaluate import evaluate as score
     from yaofang.eval.reading import gold_of, read_details, read_gold
     from yaofang.vocab.conflicts import load_conflicts
     from yaofang.vocab.drugs import load_vocabulary
     from yaofang.vocab.errors import InputError
+    from yaofang.vocab.files import check_place
 
+    check_place(out)
     if records is None and gold is None:
         raise InputError("there is no gold", way_out="Give --records FILE, or --gold FILE.json, or both.")
     vocabulary = load_vocabulary(vocab)
-    gold_lists = None if gold is None else read_gold(gold)
-    read = [] if records is None else read_records(records).records
+    skip = _say_skipped if skip_bad else None
+    gold_lists = None if gold is None else read_gold(gold, skip)
+    read = [] if records is None else _records(records, skip_bad)
     result = score(
-        gold_of(read, gold_lists) if records is not None else gold_lists or {},
+        gold_of(read, gold_lists, skip) if records is not None else gold_lists or {},
         read_submission(predictions),
         vocabulary,
         load_conflicts(vocabulary),
         level=level.value,
         patients=None if records is None else {record.id: record.patient for record in read},
         gold_diagnoses={record.id: record.diagnoses for record in read},
-        details=None if details is None else read_details(details),
+        details=None if details is None else read_details(details, skip),
         resamples=resamples,
         seed=seed,
     )
-    command = _command(
-        "evaluate", records=records, gold=gold, predictions=predictions, level=level, vocab=vocab, details=details, seed=seed
-    )
+    options = {"records": records, "gold": gold, "predictions": predictions, "level": level, "vocab": vocab}
+    command = _command("evaluate", **options, details=details, seed=seed, skip_bad=skip_bad)
     if out is not None:
         write_result(out, command, result.to_json())
     data = {"provenance": provenance(command), **result.to_json()} if as_json else None
@@ -108,17 +113,17 @@ def baseline(
     out: Annotated[Path, typer.Option(help="Submission to write.")],
     vocab: Vocab = None,
     seed: Annotated[int, typer.Option(help="Seed of the split that settings are tuned on.")] = 0,
+    skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
     """Write a baseline's submission: the k most frequent drugs, or TF-IDF + logistic regression; tuned on training patients."""
     from yaofang.app.tables import say, show
-    from yaofang.data.records import read_records
     from yaofang.data.submission import write_submission
-    from yaofang.eval.baselines import check_training, most_frequent, tfidf
-    from yaofang.vocab.drugs import load_vocabulary
+    from yaofang.eval.baselines import most_frequent, tfidf
+    from yaofang.vocab.files import check_place
 
-    learned, board = read_records(train).records, read_records(records).records
-    check_training(learned, load_vocabulary(vocab), train)
+    check_place(out)
+    learned, board = _training(train, vocab, skip_bad), _records(records, skip_bad)
     if name is Baseline.most_frequent:
         predictions, tuning = most_frequent(learned, board, seed=seed)
     else:
@@ -127,6 +132,35 @@ def baseline(
     data = {"submission": str(out), "records": len(board), "seed": seed, **tuning.to_json()}
     title = f"{name.value}：{len(board)} 条记录写入 {out}"
     show(title, ("在验证患者上选定", "值"), _tuning_rows(tuning), as_json=as_json, data=data)
+
+
+def _training(file: Path, vocab: Path | None, skip_bad: bool) -> list[Record]:
+    """The records that a baseline can learn from; what is wrong with another is raised, or listed with `skip_bad`."""
+    from yaofang.eval.baselines import usable_training
+    from yaofang.vocab.drugs import load_vocabulary
+
+    good, errors = usable_training(_records(file, skip_bad), load_vocabulary(vocab), file)
+    if errors and not (skip_bad and good):
+        raise errors[0]
+    for error in errors:
+        _say_skipped(error)
+    return good
+
+
+def _records(file: Path, skip_bad: bool) -> list[Record]:
+    """The records of a file, with what was skipped listed on stderr."""
+    from yaofang.data.records import read_records
+
+    result = read_records(file, skip_bad=skip_bad)
+    for error in result.skipped:
+        _say_skipped(error)
+    return result.records
+
+
+def _say_skipped(error: InputError) -> None:
+    from yaofang.app.tables import say
+
+    say(f"skipped: {error}")
 
 
 def _tuning_rows(tuning: Tuning) -> list[tuple[Cell, Cell]]:
@@ -202,6 +236,9 @@ def _some(names: tuple[str, ...]) -> str:
 
 
 def _command(verb: str, **options: object) -> str:
-    """The command line that repeats this run."""
-    given = ((name, value) for name, value in options.items() if value is not None)
-    return shlex.join(["yaofang", verb, *(word for name, value in given for word in (f"--{name}", str(value)))])
+    """The command line that repeats this run; a flag that is off is left out."""
+    words = ["yaofang", verb]
+    for name, value in options.items():
+        if value is not None and value is not False:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join(words)

@@ -62,11 +62,12 @@ def read_recommendation(details: Path, id: str | None) -> Recommendation:
 def print_recommendation(found: Recommendation) -> None:
     """Three tables (diagnoses, drugs, kept out), the remarks, and the sentence that this is no prescription."""
     from yaofang.app.tables import show as table
+    from yaofang.data.answer import clean_diagnosis
 
     table(
         f"就诊标识 {found.id}　出院诊断",
         ("出院诊断", "来源"),
-        [(diagnosis.name, SOURCES[diagnosis.source]) for diagnosis in found.diagnoses],
+        [(clean_diagnosis(diagnosis.name), SOURCES[diagnosis.source]) for diagnosis in found.diagnoses],
         as_json=False,
         data=None,
     )

@@ -5,6 +5,7 @@ yaofang sft --config tiny --out runs/tiny
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,7 @@ def sft(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a field: training.epochs=2.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Run folder to write.")] = Path("runs/sft"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the run folder.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad records out and list them.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the recipe as it stands and stop.")] = False,
 ) -> None:
     """Train a model on records with drugs (SFT)."""
@@ -32,5 +34,6 @@ def sft(
     logging.getLogger("yaofang").setLevel(logging.INFO)
     from yaofang.sft.train import train
 
-    metrics = train(recipe, out, resume=resume, command="yaofang " + " ".join(sys.argv[1:]))
+    with contextlib.redirect_stdout(sys.stderr):  # the trainer's progress is for people, stdout is for data
+        metrics = train(recipe, out, resume=resume, skip_bad=skip_bad, command="yaofang " + " ".join(sys.argv[1:]))
     typer.echo(f"{out}: loss {metrics['train_loss']:.4f} after {metrics['train_runtime']:.0f} s", err=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -132,16 +132,30 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
 
 def line_of(path: str | Path, record_id: str) -> int | None:
     """The line of a records file that holds this 就诊标识; None if it is written in some unusual way, or not there."""
-    key, value = (
-        "|".join(re.escape(json.dumps(text, ensure_ascii=ascii)) for ascii in (False, True)) for text in ("就诊标识", record_id)
-    )
-    held = re.compile(rf"(?:{key})\s*:\s*(?:{value})")
-    lines = _text(Path(path)).split("\n")
-    return next((number for number, line in enumerate(lines, 1) if held.search(line)), None)
+    return lines_of(path, (record_id,)).get(record_id)
+
+
+def lines_of(path: str | Path, record_ids: Container[str]) -> dict[str, int]:
+    """`line_of` for many records in one reading of the file; those that are not found are left out."""
+    found: dict[str, int] = {}
+    for number, line in enumerate(_text(Path(path)).split("\n"), 1):
+        for held in _IDENTIFIED.finditer(line):
+            record_id = json.loads(held[1])
+            if record_id in record_ids:
+                found.setdefault(record_id, number)
+    return found
+
+
+_IDENTIFIED = re.compile(
+    rf"(?:{'|'.join(re.escape(json.dumps('就诊标识', ensure_ascii=ascii)) for ascii in (False, True))})"
+    r'\s*:\s*("(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*")'
+)
 
 
 def _text(file: Path) -> str:
     """The file's text; bytes that are not UTF-8 stay visible as lone surrogates, so that their line can be named."""
+    if file.is_dir():
+        raise InputError("this is a folder", file=file, way_out="Give the path of a file of records.")
     if not file.is_file():
         raise InputError("there is no such file", file=file, way_out="Check the path.")
     text = file.read_bytes().decode("utf-8", "surrogateescape").removeprefix(BOM)

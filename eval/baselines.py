@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yaofang.data.records import Record, line_of
+from yaofang.data.records import Record, lines_of
 from yaofang.data.splits import folds
 from yaofang.eval.metrics import board_score, score_record
 from yaofang.vocab.errors import InputError
@@ -75,20 +75,39 @@ THRESHOLD_RULES = (
 
 
 def check_training(records: Sequence[Record], vocabulary: Container[str], file: str | Path | None = None) -> None:
-    """Raise InputError for a training record without drugs, or with a label that is not in the vocabulary.
+    """Raise InputError for the first record that `usable_training` would leave out."""
+    _, errors = usable_training(records, vocabulary, file)
+    if errors:
+        raise errors[0]
 
-    `file` is where the records came from, for the message.
+
+def usable_training(
+    records: Sequence[Record], vocabulary: Container[str], file: str | Path | None = None
+) -> tuple[list[Record], list[InputError]]:
+    """The records that can be learned from, and an error for each of the others, both in the order of `records`.
+
+    The others have no drug, or a label that is not in the vocabulary. `file` is where the records came from, for the errors.
     """
-    for record in records:
-        strange = next((label for label in record.drugs if label not in vocabulary), None)
-        if record.drugs and strange is None:
-            continue
-        problem, way_out = f"training record {record.id} has no drug", "Take records without drugs out of the training file."
-        if strange is not None:
-            problem = f"{strange!r} of training record {record.id} is not in the vocabulary"
-            way_out = "Give the list that holds it with --vocab (sft: --set data.vocabulary=LIST)."
-        line = None if file is None else line_of(file, record.id)
-        raise InputError(problem, file=file, line=line, field="出院带药列表", way_out=way_out)
+    found = [(record, _unusable(record, vocabulary)) for record in records]
+    wrong = {record.id for record, problem in found if problem}
+    lines = lines_of(file, wrong) if wrong and file is not None else {}
+    errors = [
+        InputError(problem[0], file=file, line=lines.get(record.id), field="出院带药列表", way_out=problem[1])
+        for record, problem in found
+        if problem
+    ]
+    return [record for record, problem in found if not problem], errors
+
+
+def _unusable(record: Record, vocabulary: Container[str]) -> tuple[str, str] | None:
+    """What keeps a record from being learned from, and the way out."""
+    if not record.drugs:
+        return f"training record {record.id} has no drug", "Take records without drugs out of the training file."
+    strange = next((label for label in record.drugs if label not in vocabulary), None)
+    if strange is None:
+        return None
+    problem = f"{strange!r} of training record {record.id} is not in the vocabulary"
+    return problem, "Give the list that holds it with --vocab (sft: --set data.vocabulary=LIST)."
 
 
 def most_frequent(
@@ -140,7 +159,8 @@ def validation_split(train: Sequence[Record], seed: int) -> tuple[list[Record], 
     """(records to fit on, records to tune on), no patient in both: one fold of five, or of as many as there are patients."""
     patients = len({record.patient for record in train})
     if patients < 2:
-        raise InputError("tuning needs training records of at least two patients", field="患者序号")
+        problem = f"tuning needs training records of at least two patients, there are records of {patients}"
+        raise InputError(problem, way_out="Give a training file with the records of more patients (患者序号).")
     fold = folds(train, min(FOLDS, patients), seed)
     fitting = [record for record, number in zip(train, fold, strict=True) if number != 0]
     return fitting, [record for record, number in zip(train, fold, strict=True) if number == 0]

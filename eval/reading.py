@@ -6,15 +6,18 @@ Knows the shapes of these files and nothing of scores.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from yaofang.data.recommendation import Recommendation
 from yaofang.data.records import Record
 from yaofang.vocab.errors import InputError
 
+Skip = Callable[[InputError], None]
+"""Takes what is wrong with an entry that is then left out; where a function gets none, it raises the first error."""
 
-def read_gold(path: str | Path) -> dict[str, list[str]]:
+
+def read_gold(path: str | Path, skip: Skip | None = None) -> dict[str, list[str]]:
     """A gold file of another shape: one JSON object {就诊标识: [names]}. Raises InputError for any other shape."""
     file = Path(path)
     way_out = "Write one JSON object: {就诊标识: [drug names]}."
@@ -24,14 +27,29 @@ def read_gold(path: str | Path) -> dict[str, list[str]]:
         raise InputError(f"broken JSON ({error.msg})", file=file, line=error.lineno, way_out=way_out) from error
     if not isinstance(value, dict) or not value:
         raise InputError("not a JSON object with entries", file=file, way_out=way_out)
-    for id_, names in value.items():
-        if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
-            raise InputError("not a list of names", file=file, field=id_, way_out=way_out)
-    return value
+    good = {id_: names for id_, names in value.items() if _is_names(names)}
+    for id_ in (id_ for id_ in value if id_ not in good):
+        _leave_out(InputError("not a list of names", file=file, field=id_, way_out=way_out), skip)
+    return good
 
 
-def gold_of(records: Sequence[Record], gold: Mapping[str, list[str]] | None) -> dict[str, Sequence[str]]:
-    """The gold of these records: their own drugs, or those of a gold file, which must hold exactly these IDs."""
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and name.strip() for name in value)
+
+
+def _leave_out(error: InputError, skip: Skip | None) -> None:
+    if skip is None:
+        raise error
+    skip(error)
+
+
+def gold_of(
+    records: Sequence[Record], gold: Mapping[str, list[str]] | None, skip: Skip | None = None
+) -> dict[str, Sequence[str]]:
+    """The gold of these records: their own drugs, or those of a gold file, which must hold exactly these IDs.
+
+    With `skip`, visits that only one of the two holds are left out.
+    """
     if gold is None:
         return {record.id: record.drugs for record in records}
     known = {record.id for record in records}
@@ -39,23 +57,29 @@ def gold_of(records: Sequence[Record], gold: Mapping[str, list[str]] | None) -> 
         if ids:
             shown = ", ".join(sorted(ids)[:5])
             way_out = "Give records and gold of the same visits."
-            raise InputError(f"{problem}: {len(ids)} ({shown})", field="就诊标识", way_out=way_out)
-    return {record.id: gold[record.id] for record in records}
+            _leave_out(InputError(f"{problem}: {len(ids)} ({shown})", field="就诊标识", way_out=way_out), skip)
+    return {record.id: gold[record.id] for record in records if record.id in gold}
 
 
-def read_details(path: str | Path) -> dict[str, Recommendation]:
+def read_details(path: str | Path, skip: Skip | None = None) -> dict[str, Recommendation]:
     """The Recommendations that predict wrote with --details, by 就诊标识. Raises InputError with the first bad line."""
     file = Path(path)
     found: dict[str, Recommendation] = {}
     for number, line in enumerate(_text(file).split("\n"), 1):
         if not line.strip():
             continue
-        one = _recommendation(line, file, number)
-        if one.id in found:
-            raise InputError(f"{one.id} occurs twice", file=file, line=number, field="id")
-        found[one.id] = one
+        try:
+            one = _recommendation(line, file, number)
+            if one.id in found:
+                raise InputError(f"{one.id} occurs twice", file=file, line=number, field="id")
+        except InputError as error:
+            _leave_out(error, skip)
+        else:
+            found[one.id] = one
     if not found:
-        raise InputError("the file is empty", file=file, way_out="Give a file that predict wrote with --details.")
+        raise InputError(
+            "there is no recommendation in the file", file=file, way_out="Give a file that predict wrote with --details."
+        )
     return found
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, Glm4ForCausalLM, GlmForCausalLM
 
 from yaofang.glm.template import ChatTemplate
@@ -22,6 +24,8 @@ from yaofang.vocab.files import sha256_of
 
 BUNDLED = Path(__file__).parent / "tiny"
 ARCHITECTURES = {"glm": GlmForCausalLM, "glm4": Glm4ForCausalLM}
+LARGE = 64 << 20
+SAMPLE = 64 << 10
 TRAINED = "yaofang.json"
 """File in a model's folder that says how long a prompt it was trained on; absent from models that others trained."""
 Quantize = Literal["8bit", "4bit"]
@@ -69,7 +73,7 @@ def load_model(
     reasons = (why_device, why_dtype, why_attention)
     config = read_config(base)
     options: dict[str, Any] = {"dtype": kind, "attn_implementation": attend, **quantization(quantize, kind, where)}
-    model: Any = ARCHITECTURES[config["model_type"]].from_pretrained(base, local_files_only=True, **options)
+    model = read_weights(base, config["model_type"], options)
     if base != path:
         from peft import PeftModel
 
@@ -91,9 +95,18 @@ def load_model(
     )
 
 
+def read_weights(folder: Path, kind: str, options: dict[str, Any]) -> Any:
+    """The model of a folder whose configuration was read. Raises InputError if a file of weights is broken."""
+    try:
+        return ARCHITECTURES[kind].from_pretrained(folder, local_files_only=True, **options)
+    except SafetensorError as error:
+        way_out = "Download the weights again: a file of a few hundred bytes is a pointer of git-lfs, not weights."
+        raise InputError(f"broken weights ({error})", file=folder, way_out=way_out) from error
+
+
 def _prompt_tokens(folder: Path) -> int | None:
     file = folder / TRAINED
-    return int(json.loads(file.read_text(encoding="utf-8"))["prompt_tokens"]) if file.exists() else None
+    return int(_json(file)["prompt_tokens"]) if file.exists() else None
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -108,7 +121,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.exists():
         raise InputError("no config.json: this is no model folder", file=folder, way_out="Give the folder of a GLM-4 model.")
-    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    config = _json(file)
     kind = config.get("model_type")
     if kind == "chatglm":
         raise InputError(
@@ -121,6 +134,16 @@ def read_config(folder: Path) -> dict[str, Any]:
         known = " or ".join(ARCHITECTURES)
         raise InputError(f"model_type is {kind!r}, not {known}", file=file, field="model_type", way_out="Use a GLM-4 model.")
     return config
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"no valid JSON ({error})", file=file, way_out="Copy the file again.") from error
+    if not isinstance(value, dict):
+        raise InputError("not a JSON object", file=file, way_out="Copy the file again.")
+    return value
 
 
 def check_folder(folder: Path) -> None:
@@ -143,7 +166,7 @@ def _base_of(folder: Path) -> Path:
     adapter = folder / "adapter_config.json"
     if not adapter.exists():
         return folder
-    name = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    name = str(_json(adapter).get("base_model_name_or_path"))
     for base in (folder / name, Path(name)):
         if base.is_dir():
             return base
@@ -156,12 +179,22 @@ def _base_of(folder: Path) -> Path:
 
 
 def folder_version(folder: Path) -> str:
-    """Twelve hex digits that change when the model does: contents up to 64 MiB a file, else name and size."""
-    parts: list[str | Path] = []
+    """Twelve hex digits that change when the model does: contents up to 64 MiB a file, else size and a sample of them."""
+    parts: list[str | bytes | Path] = []
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")]):
-        size = file.stat().st_size
-        parts += [file.name, file if size < (64 << 20) else str(size)]
+        parts += [file.name, file if file.stat().st_size < LARGE else _sample(file)]
     return sha256_of(*parts)[:12]
+
+
+def _sample(file: Path) -> bytes:
+    """Size and 64 pieces of 64 KiB spread over the file: 18 GB are not read to tell two models apart."""
+    size = file.stat().st_size
+    taken = [str(size).encode()]
+    with file.open("rb") as handle:
+        for piece in range(64):
+            handle.seek(piece * (size - SAMPLE) // 63)
+            taken.append(handle.read(SAMPLE))
+    return b"".join(taken)
 
 
 def choose_device(wanted: str) -> tuple[torch.device, str]:
@@ -174,7 +207,8 @@ def choose_device(wanted: str) -> tuple[torch.device, str]:
             raise InputError(f"--device {wanted}: no CUDA device here", way_out="Use --device cpu, or auto.")
         return device, f"device {wanted}: asked for"
     if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device()), "device cuda: one is available"
+        place = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", place), "device cuda: one is available"
     return torch.device("cpu"), "device cpu: no CUDA device was found"
 
 

@@ -191,7 +191,10 @@ def _set(value: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise InputError(f"--set {override}: {parent} has no fields", way_out="See `--print-config`.")
         value = child
-    value[last] = yaml.safe_load(text) if text else None
+    try:
+        value[last] = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override}: no valid YAML value", way_out="For example --set training.epochs=2.") from error
 
 
 def dump_recipe(recipe: Recipe) -> str:

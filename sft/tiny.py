@@ -49,8 +49,8 @@ tables and nothing else: it has read no patient, no guideline and no book, and n
 
 On {test_records} records of simulated patients that neither the model nor the baselines saw (ward of {ward_patients:,}
 patients, seed {ward_seed}; `yaofang bench quality`), with 95% intervals by bootstrap over patients. The ceiling, the expected
-Jaccard of the ward's own best list, is {ceiling:.3f}. The baselines learned from the ward's {ward_patients:,} training patients, the
-model from those of the recipes above.
+Jaccard of the ward's own best list, is {ceiling:.3f}. The baselines learned from the ward's {ward_patients:,} training
+patients, the model from those of the recipes above.
 
 | system | Jaccard | of the ceiling | F1 | drugs a record | T1 pairs |
 |---|---|---|---|---|---|
@@ -129,8 +129,8 @@ def _run(name: str, run: dict[str, Any]) -> str:
     made, metrics = run["provenance"], run["metrics"]
     hours, cores = metrics["train_runtime"] / 3600, made["machine"]["cores"]
     return (
-        f"| recipe `{name}` | {metrics['records']:,} records of {patients:,} simulated patients (seed {seed}, data {run['data']}), "
-        f"{hours:.2f} h on {cores} cores, git {made['git']} |"
+        f"| recipe `{name}` | {metrics['records']:,} records of {patients:,} simulated patients (seed {seed}, "
+        f"data {run['data']}), {hours:.2f} h on {cores} cores, git {made['git']} |"
     )
 
 

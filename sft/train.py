@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,9 @@ from trl import SFTConfig, SFTTrainer
 from yaofang.data.provenance import provenance
 from yaofang.data.records import Record, read_records
 from yaofang.data.ward.simulate import simulate
-from yaofang.eval.baselines import check_training
+from yaofang.decoding.processors import answer_ids
+from yaofang.eval.baselines import usable_training
 from yaofang.glm.loading import (
-    ARCHITECTURES,
     TRAINED,
     check_folder,
     choose_attention,
@@ -32,11 +33,12 @@ from yaofang.glm.loading import (
     load_tokenizer,
     quantization,
     read_config,
+    read_weights,
 )
 from yaofang.glm.template import ChatTemplate
 from yaofang.glm.tiny import new_model, tiny_config, train_tokenizer
 from yaofang.sft.examples import Example, build_examples, prompt_budget
-from yaofang.sft.recipe import Fresh, Recipe, dump_recipe
+from yaofang.sft.recipe import Fresh, Recipe, dump_recipe, load_recipe
 from yaofang.sft.trainer import StopAt, trainer_class
 from yaofang.vocab.drugs import Vocabulary, load_vocabulary
 from yaofang.vocab.errors import InputError
@@ -53,17 +55,22 @@ class Start:
     template: ChatTemplate
 
 
-def train(recipe: Recipe, out: Path, *, resume: bool = False, command: str = "yaofang sft") -> dict[str, Any]:
+def train(
+    recipe: Recipe, out: Path, *, resume: bool = False, skip_bad: bool = False, command: str = "yaofang sft"
+) -> dict[str, Any]:
     """Run the recipe and write the run folder `out`; returns the final metrics.
 
-    Raises InputError for bad data, a label outside the vocabulary, or a run folder that is already there.
+    Raises InputError for bad data, a label outside the vocabulary, or a run folder that is already there. With `skip_bad`
+    records that cannot be trained on are left out and listed in the log.
     """
     _check_out(out, resume)
+    if resume:
+        _check_same(recipe, out)
     vocabulary = load_vocabulary(recipe.data.vocabulary)
-    records = load_records(recipe)
-    check_training(records, vocabulary, recipe.data.train)
+    records = good_records(recipe, vocabulary, skip_bad)
     start = start_from(recipe, records, vocabulary)
     canonical = recipe.data.drug_order == "canonical"
+    answer_ids(start.template)
     plan = recipe.data
     examples = build_examples(records, start.template, plan.max_length, answer_tokens=plan.answer_tokens, canonical=canonical)
     _log_sizes(examples)
@@ -71,7 +78,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, command: str = "ya
     with whole_file(out / "recipe.yaml") as handle:
         handle.write(dump_recipe(recipe))
     trainer = build_trainer(recipe, start, examples, out)
-    result = trainer.train(resume_from_checkpoint=resume and any((out / "checkpoints").glob("checkpoint-*")))
+    result = trainer.train(resume_from_checkpoint=last_checkpoint(out) if resume else None)
     trainer.save_model(str(out))
     if not trainer.is_world_process_zero():
         return dict(result.metrics)
@@ -91,19 +98,48 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, command: str = "ya
     return metrics
 
 
+def last_checkpoint(out: Path) -> str | None:
+    """The newest whole checkpoint of a run folder; one torn by a kill lacks its last file."""
+    whole = [path.parent for path in (out / "checkpoints").glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
 def _check_out(out: Path, resume: bool) -> None:
+    if int(os.environ.get("RANK", "0")):
+        return  # another rank's files may be there already
+    if out.is_file():
+        raise InputError("this is a file", file=out, way_out="Give a folder with --out.")
     if out.exists() and any(out.iterdir()) and not resume:
         raise InputError(
             "the run folder is not empty", file=out, way_out="Go on with --resume, or give another folder with --out."
         )
 
 
-def load_records(recipe: Recipe) -> list[Record]:
-    """The training records of the recipe's file or of its simulated ward."""
-    if recipe.data.train is not None:
-        return list(read_records(recipe.data.train).records)
-    assert recipe.data.ward is not None
-    return list(simulate(recipe.data.ward.patients, recipe.data.ward.seed).train)
+def _check_same(recipe: Recipe, out: Path) -> None:
+    """Refuse to go on with another recipe; how long to train and how often to log and save may change."""
+    file = out / "recipe.yaml"
+    if not file.exists():
+        return
+    free = {"training": {"epochs", "max_steps", "stop_at", "log_every", "save_every"}}
+    if load_recipe(str(file)).model_dump(exclude=free) != recipe.model_dump(exclude=free):
+        way_out = "Give the same recipe, or another folder with --out."
+        raise InputError("the run in this folder was started with another recipe", file=file, way_out=way_out)
+
+
+def good_records(recipe: Recipe, vocabulary: Vocabulary, skip_bad: bool) -> list[Record]:
+    """The recipe's records that can be trained on. Raises the first error unless bad records are skipped."""
+    if recipe.data.train is None:
+        assert recipe.data.ward is not None
+        records, errors = simulate(recipe.data.ward.patients, recipe.data.ward.seed).train, []
+    else:
+        read = read_records(recipe.data.train, skip_bad=skip_bad)
+        records, errors = read.records, read.skipped
+    good, unusable = usable_training(records, vocabulary, recipe.data.train)
+    if unusable and not (skip_bad and good):
+        raise unusable[0]
+    for error in [*errors, *unusable]:
+        log.warning("skipped: %s", error)
+    return good
 
 
 def data_hash(records: Sequence[Record]) -> str:
@@ -126,16 +162,16 @@ def start_from(recipe: Recipe, records: Sequence[Record], vocabulary: Vocabulary
     log.info("%s", reason)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
     options |= quantization(recipe.model.quantize, torch.bfloat16, device)
-    kind = read_config(folder)["model_type"]
-    model = ARCHITECTURES[kind].from_pretrained(folder, local_files_only=True, **options)
-    return Start(model, ChatTemplate(load_tokenizer(folder)))
+    return Start(read_weights(folder, read_config(folder)["model_type"], options), ChatTemplate(load_tokenizer(folder)))
 
 
 def _fresh(fresh: Fresh, records: Sequence[Record], vocabulary: Vocabulary, seed: int) -> Start:
     texts = [text for record in records for text in _texts(record)]
     # Labels the training records never hold must still have short codes, so each label is shown to the BPE as a word.
     labels = [label for label in vocabulary.labels for _ in range(5)]
-    template = ChatTemplate(train_tokenizer([*texts, *labels], fresh.tokenizer_size))
+    # The answer's separators must be one token each, however rare they are in the records.
+    fixed = ["\n出院诊断：；", "\n出院带药：、"] * 100
+    template = ChatTemplate(train_tokenizer([*texts, *labels, *fixed], fresh.tokenizer_size))
     config = tiny_config(
         template,
         architecture=fresh.architecture,

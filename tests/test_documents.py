@@ -33,6 +33,8 @@ yaofang evaluate --records GOLD --predictions SUB --vocab LIST --json
 yaofang evaluate --predictions SUB --gold FILE.json --level generic --records FILE
 yaofang baseline most-frequent --train F --records F --out SUB --json
 yaofang baseline tfidf --train F --records F --out SUB
+yaofang evaluate --records GOLD --predictions SUB --skip-bad
+yaofang baseline most-frequent --train F --records F --out SUB --skip-bad
 yaofang sft --config tiny
 yaofang sft --config glm4-9b-lora --set training.epochs=1 --set data.max_length=1024 --print-config
 yaofang vocab list --json

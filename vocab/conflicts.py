@@ -122,8 +122,13 @@ class ConflictTable:
                 found.setdefault(reason)
         is_named = any(reason.kind == "same_ingredient" for reason in found)
         if not is_named and (min(first, second), max(first, second)) in self._two_names:
-            found[Reason("same_ingredient", f"同一药物的两个名称：{a}、{b}", "yaofang: drugs.tsv")] = None
+            found[Reason("same_ingredient", f"同一药物的两个名称：{a}、{b}", self._list_of(a, b))] = None
         return tuple(sorted(found, key=lambda reason: KINDS.index(reason.kind)))
+
+    def _list_of(self, a: str, b: str) -> str:
+        """Where it is written that both are one drug: in the bundled table, unless it does not know one of them."""
+        known = all(self.vocabulary.drug(label).kind != "unlinked" for label in (a, b))
+        return "yaofang: drugs.tsv" if known else self.vocabulary.source
 
     def no_data(self) -> tuple[str, ...]:
         """Labels with an ingredient (or all of the drug) outside the thesaurus' index: unknown, never `safe`."""

@@ -12,12 +12,25 @@ from typing import IO
 from yaofang.vocab.errors import InputError
 
 
+def check_place(path: str | Path | None) -> None:
+    """Raise InputError if no file can come to `path` because its folder is missing or it is a folder; None is fine.
+
+    For verbs that work long before they write.
+    """
+    if path is None:
+        return
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise InputError(f"there is no folder {target.parent}", file=target, way_out="Make the folder first.")
+    if target.is_dir():
+        raise InputError("this is a folder", file=target, way_out="Give the path of a file.")
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[IO[str]]:
     """Write a UTF-8 text file beside its target and rename it when the block ends without an error."""
     target = Path(path)
-    if not target.parent.is_dir():
-        raise InputError(f"there is no folder {target.parent}", file=target, way_out="Make the folder first.")
+    check_place(target)
     beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with beside.open("w", encoding="utf-8", newline="\n") as handle:

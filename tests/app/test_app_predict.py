@@ -221,7 +221,7 @@ def test_after_kill_9_resume_loses_and_repeats_nothing(files: Path, models: list
 @pytest.mark.nightly
 def test_torchrun_with_two_processes_writes_what_one_process_writes(files: Path, models: list[Path]) -> None:
     write(files / "records.jsonl", [record(number) for number in range(12)])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29731"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *command(files, models[0])], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

@@ -88,3 +88,11 @@ def test_show_refuses_another_kind_of_file_with_exit_code_2(
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.out == ""
+
+
+def test_a_line_break_in_a_given_diagnosis_does_not_break_its_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "details.jsonl"
+    broken = Recommendation(id="3-1", diagnoses=(Diagnosis("慢性肾脏病\n 3期", "given"),), drugs=())
+    file.write_text(json.dumps(broken.to_json()) + "\n", encoding="utf-8")
+    assert run("show", str(file)) == 0
+    assert any("慢性肾脏病 3期" in line and "病历给出" in line for line in capsys.readouterr().out.splitlines())

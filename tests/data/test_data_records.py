@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from yaofang.data.records import Record, line_of, read_records, write_records
+from yaofang.data.records import Record, line_of, lines_of, read_records, write_records
 from yaofang.vocab.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -195,7 +195,7 @@ def test_an_empty_file_is_an_error_even_with_skip_bad(put: Put, content: str) ->
 def test_an_empty_array_and_an_absent_file_are_errors(put: Put, tmp_path: Path) -> None:
     assert "no record" in refused(put("[]")).problem
     assert "no such file" in refused(tmp_path / "absent.jsonl").problem
-    assert "no such file" in refused(tmp_path).problem
+    assert "this is a folder" in refused(tmp_path).problem
 
 
 def test_skip_bad_goes_on_and_lists_what_it_skipped(put: Put) -> None:
@@ -299,3 +299,9 @@ def test_the_line_of_a_record_is_found_however_its_identifier_is_written(name: s
         assert line_of(lines, name) == 2
         assert line_of(lines, "3-1") is None
     assert line_of(put(json.dumps(values, ensure_ascii=False, indent=1)), name) == 8
+
+
+def test_the_lines_of_several_records_are_found_in_one_reading(put: Put) -> None:
+    values = [{"患者序号": n, "就诊标识": f"{n}-1", "现病史": '"就诊标识": "3-1"'} for n in (1, 2, 3)]
+    file = put("\n".join(json.dumps(value, ensure_ascii=False) for value in values))
+    assert lines_of(file, {"3-1", "1-1", "9-9"}) == {"1-1": 1, "3-1": 3}

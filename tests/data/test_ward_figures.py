@@ -1,4 +1,6 @@
+import json
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from yaofang.data.ward.figures import label_shares, measure, rule_breaks, text_o
 from yaofang.data.ward.simulate import Drafts, draft, write
 from yaofang.data.ward.tables import load_tables
 from yaofang.data.ward.therapy import Prescriber
+
+RESULT = Path(__file__).resolve().parents[2] / "docs" / "results" / "ward.json"
 
 
 @cache
@@ -114,3 +118,8 @@ def test_measure_reports_every_figure_and_counts_no_drug_among_the_tokens() -> N
     assert "出院带药列表" not in text_of(records[0])
     assert label_shares(records)["seen"] == len({label for record in records for label in record.drugs})
     assert unseen(records, []) == 0
+
+
+def test_the_committed_figures_are_those_of_the_committed_tables() -> None:
+    """Where this fails: `yaofang bench ward --tokenizer DIR --out docs/results/ward.json`, then restate the documents."""
+    assert json.loads(RESULT.read_text(encoding="utf-8"))["tables"] == load_tables().version

@@ -13,6 +13,7 @@ from yaofang.eval.baselines import (
     most_frequent,
     regression_scores,
     tfidf,
+    usable_training,
     validation_split,
 )
 from yaofang.eval.metrics import score_record
@@ -155,6 +156,27 @@ def test_a_training_record_without_drugs_is_an_error():
         check_training([Record(patient=1, id="1-1")], set())
 
 
+def test_training_records_that_cannot_be_learned_from_are_told_from_the_good_ones_with_their_lines(tmp_path):
+    file = tmp_path / "train.jsonl"
+    records = [Record(patient=n, id=f"{n}-1", drugs=drugs) for n, drugs in enumerate([("a",), ("x",), ("a", "b"), ()], 1)]
+    write_records(file, records)
+    good, errors = usable_training(records, {"a", "b"}, file)
+    assert good == [records[0], records[2]]
+    assert [(error.line, error.problem) for error in errors] == [
+        (2, "'x' of training record 2-1 is not in the vocabulary"),
+        (4, "training record 4-1 has no drug"),
+    ]
+    assert {error.file for error in errors} == {str(file)}
+    assert usable_training(good, {"a", "b"}, file) == (good, [])
+
+
+def test_two_records_of_one_identifier_are_judged_apart():
+    records = [Record(patient=1, id="1-1", drugs=("a",)), Record(patient=1, id="1-1")]
+    assert usable_training(records, {"a"})[0] == records[:1]
+
+
 def test_one_patient_cannot_be_tuned_on():
-    with pytest.raises(InputError, match="two patients"):
+    with pytest.raises(InputError, match="two patients, there are records of 1") as caught:
         most_frequent([Record(patient=1, id="1-1", drugs=("a",)), Record(patient=1, id="1-2", drugs=("a",))], [])
+    assert "more patients" in str(caught.value.way_out)
+    assert caught.value.file is None

@@ -5,6 +5,7 @@ import typer
 from typer.testing import CliRunner
 
 from yaofang.app.evaluate import baseline, evaluate
+from yaofang.data.recommendation import Drug, Recommendation
 from yaofang.data.records import Record, write_records
 from yaofang.data.submission import check_submission, write_submission
 from yaofang.vocab.drugs import load_vocabulary
@@ -114,3 +115,84 @@ def test_a_training_label_outside_the_vocabulary_leaves_no_submission(files):
             "baseline", "tfidf", "--train", folder / "bad.jsonl", "--records", folder / "gold.jsonl", "--out", folder / "o.json"
         )
     assert not (folder / "o.json").exists()
+
+
+BAD = ['{"患者序号": 77, "就诊标识": 5}', "{"]
+
+
+def spoil(file, *lines):
+    file.write_text(file.read_text(encoding="utf-8") + "".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def test_evaluate_with_skip_bad_scores_the_good_records_and_lists_the_others(files):
+    folder, _ = files
+    gold = folder / "gold.jsonl"
+    spoil(gold, *BAD)
+    words = ("evaluate", "--records", gold, "--predictions", folder / "sub.json", "--json")
+    with pytest.raises(InputError, match="line 25, field 就诊标识"):
+        run(*words)
+    done = run(*words, "--skip-bad")
+    assert [line.partition(", ")[2][:7] for line in done.stderr.splitlines() if "skipped: " in line] == ["line 25", "line 26"]
+    value = json.loads(done.stdout)
+    assert value["results"][0]["records"] == 24
+    assert value["provenance"]["command"].endswith(" --skip-bad")
+
+
+def test_evaluate_with_skip_bad_leaves_out_bad_entries_of_gold_and_details_too(files):
+    folder, records = files
+    gold, details = folder / "g.json", folder / "details.jsonl"
+    entries = {record.id: list(record.drugs) for record in records[1:]} | {"77-1": ["甲钴胺"], "78-1": 3}
+    gold.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+    good = Recommendation(id=records[1].id, diagnoses=(), drugs=(Drug(records[1].drugs[0], "", "", 0.5, None, 0.0),))
+    details.write_text(json.dumps(good.to_json()) + "\n{}\n", encoding="utf-8")
+    words = ("evaluate", "--records", folder / "gold.jsonl", "--predictions", folder / "sub.json", "--json")
+    words = (*words, "--gold", gold, "--details", details)
+    with pytest.raises(InputError, match="78-1"):
+        run(*words)
+    done = run(*words, "--skip-bad")
+    told = [line for line in done.stderr.splitlines() if line.startswith("skipped: ")]
+    assert len(told) == 4
+    for line, says in zip(told, ("78-1", "lacks: 1 (1-1)", "without record: 1 (77-1)", "line 2: not a recomm"), strict=True):
+        assert says in line
+    assert sum(mode["records"] for mode in json.loads(done.stdout)["results"]) == 23
+
+
+def test_a_baseline_with_skip_bad_learns_from_the_good_records_and_lists_the_others(files):
+    folder, records = files
+    train, gold, out = folder / "train.jsonl", folder / "gold.jsonl", folder / "o.json"
+    strangers = [Record(patient=98, id="98-1"), Record(patient=99, id="99-1", drugs=("无此药",))]
+    write_records(train, [*records, *strangers])
+    spoil(train, *BAD)
+    spoil(gold, BAD[0])
+    done = run("baseline", "most-frequent", "--train", train, "--records", gold, "--out", out, "--skip-bad", "--json")
+    told = [line for line in done.stderr.splitlines() if line.startswith("skipped: ")]
+    assert [line.rpartition("/")[2].split(":")[0].split(", field")[0] for line in told] == [
+        "train.jsonl, line 27",
+        "train.jsonl, line 28",
+        "train.jsonl, line 25",
+        "train.jsonl, line 26",
+        "gold.jsonl, line 25",
+    ]
+    assert json.loads(done.stdout)["train_records"] == 24
+    assert check_submission(out, records, load_vocabulary()) == []
+
+
+def test_a_training_file_without_one_good_record_is_an_error_even_with_skip_bad(files):
+    folder, _ = files
+    write_records(folder / "bad.jsonl", [Record(patient=99, id="99-1", drugs=("无此药",))])
+    words = ("--train", folder / "bad.jsonl", "--records", folder / "gold.jsonl", "--out", folder / "o.json", "--skip-bad")
+    with pytest.raises(InputError, match="无此药"):
+        run("baseline", "most-frequent", *words)
+
+
+def test_a_missing_folder_for_the_output_is_found_before_any_file_is_read(files):
+    folder, _ = files
+    absent, out = folder / "absent", folder / "absent" / "o.json"
+    for words in (
+        ("baseline", "tfidf", "--train", absent, "--records", absent),
+        ("evaluate", "--records", absent, "--predictions", absent),
+    ):
+        with pytest.raises(InputError, match="there is no folder"):
+            run(*words, "--out", out)
+        with pytest.raises(InputError, match="this is a folder"):
+            run(*words, "--out", folder)

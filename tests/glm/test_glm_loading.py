@@ -7,7 +7,16 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from yaofang.glm.loading import BUNDLED, LoadedModel, choose_attention, choose_device, choose_dtype, load_model
+from yaofang.glm import loading
+from yaofang.glm.loading import (
+    BUNDLED,
+    LoadedModel,
+    choose_attention,
+    choose_device,
+    choose_dtype,
+    folder_version,
+    load_model,
+)
 from yaofang.glm.tiny import Architecture, random_tiny
 from yaofang.vocab.errors import InputError
 
@@ -123,3 +132,24 @@ def test_the_bundled_model_is_small_and_knows_the_vocabulary() -> None:
     assert size <= 12_000_000
     assert loaded.name == "tiny"
     assert loaded.template.decode(loaded.template.encode("阿托伐他汀钙片")) == "阿托伐他汀钙片"
+
+
+def test_a_broken_configuration_and_broken_weights_are_errors_with_a_way_out(tmp_path: Path) -> None:
+    save(random_tiny(), tmp_path)
+    weights = next(tmp_path.glob("*.safetensors"))
+    weights.write_text("version https://git-lfs.github.com/spec/v1", encoding="utf-8")
+    with pytest.raises(InputError, match="broken weights"):
+        load_model(tmp_path, device="cpu")
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match=r"config\.json: no valid JSON"):
+        load_model(tmp_path, device="cpu")
+
+
+def test_two_large_files_of_one_size_have_two_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "LARGE", 1000)
+    monkeypatch.setattr(loading, "SAMPLE", 16)
+    found = set()
+    for byte in (b"a", b"b"):
+        (tmp_path / "model.safetensors").write_bytes(b"x" * 4000 + byte * 200 + b"x" * 4000)
+        found.add(folder_version(tmp_path))
+    assert len(found) == 2

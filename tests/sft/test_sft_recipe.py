@@ -40,6 +40,7 @@ def test_an_override_reaches_into_a_part_that_the_file_leaves_out(tmp_path: Path
         ("training.epoch=2", "training.epoch"),
         ("training.epochs=-1", "greater than 0"),
         ("nothing", "not key=value"),
+        ("training.epochs=[", "no valid YAML value"),
         ("model.path.x=1", "path has no fields"),
         ("data.train=", "exactly one of data.train and data.ward"),
         ("model.fresh.layers=2", "exactly one of model.path and model.fresh"),

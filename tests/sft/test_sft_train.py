@@ -13,9 +13,9 @@ from yaofang.data.records import Record, write_records
 from yaofang.glm.loading import load_model
 from yaofang.glm.template import ChatTemplate
 from yaofang.glm.tiny import random_tiny
-from yaofang.sft.examples import build_examples
-from yaofang.sft.recipe import Recipe
-from yaofang.sft.train import train
+from yaofang.sft.examples import build_examples, prompt_budget
+from yaofang.sft.recipe import Recipe, load_recipe
+from yaofang.sft.train import last_checkpoint, train
 from yaofang.vocab.errors import InputError
 
 FRESH = {
@@ -104,6 +104,16 @@ def test_a_label_outside_the_vocabulary_is_refused_with_the_record(tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
+def test_bad_records_are_left_out_and_listed_where_that_is_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good = records()
+    bad = good[0].model_copy(update={"id": "99-1", "patient": 99, "drugs": ("不存在的药",)})
+    write_records(tmp_path / "train.jsonl", [bad, *good])
+    with caplog.at_level("WARNING", logger="yaofang"):
+        metrics = train(recipe(tmp_path), tmp_path / "run", skip_bad=True)
+    assert metrics["records"] == len(good)
+    assert "99-1" in caplog.text
+
+
 def test_a_run_lowers_the_loss_and_loads_with_no_other_flag(tmp_path: Path) -> None:
     plan = {"max_steps": 12, "batch_size": 4, "learning_rate": 1e-2, "log_every": 1, "save_every": 12, "bf16": False}
     metrics = train(recipe(tmp_path, training=plan), tmp_path / "run")
@@ -144,16 +154,55 @@ def test_a_run_folder_in_use_is_refused_without_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["glm", "glm4"])
-def test_lora_on_a_folder_in_the_layout_of_the_real_model_gives_an_adapter_that_loads(
+def test_the_recipe_for_real_weights_trains_an_adapter_on_a_small_model_of_the_same_layout(
     architecture: str, tmp_path: Path
 ) -> None:
     made = random_tiny(architecture="glm" if architecture == "glm" else "glm4")
     made.model.save_pretrained(tmp_path / "base")
     made.template.tokenizer.save_pretrained(tmp_path / "base")
-    plan = recipe(tmp_path, model={"path": str(tmp_path / "base")}, lora={"r": 4})
+    write_records(tmp_path / "train.jsonl", records())
+    files = [f"model.path={tmp_path / 'base'}", f"data.train={tmp_path / 'train.jsonl'}", "data.vocabulary="]
+    plan = load_recipe("glm4-9b-lora", [*files, "training.max_steps=3", "training.accumulation=2", "training.log_every=1"])
     train(plan, tmp_path / "run")
     assert (tmp_path / "run" / "adapter_model.safetensors").exists()
     assert not list((tmp_path / "run").glob("model*.safetensors"))
     loaded = load_model(tmp_path / "run", device="cpu")
     ids = torch.tensor([loaded.template.encode("高血压")])
     assert not torch.allclose(loaded.model(ids).logits, made.model(ids).logits)
+
+
+def test_a_file_in_place_of_the_run_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(InputError, match="this is a file"):
+        train(recipe(tmp_path), tmp_path / "run")
+
+
+def test_a_checkpoint_torn_by_a_kill_is_passed_over(tmp_path: Path) -> None:
+    for step, whole in ((2, True), (10, True), (12, False)):
+        folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        if whole:
+            (folder / "trainer_state.json").touch()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoints" / "checkpoint-10")
+    assert last_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_a_run_stops_at_its_step_with_the_schedule_of_the_whole_length(tmp_path: Path) -> None:
+    train(recipe(tmp_path, training={**_short(), "max_steps": 8, "stop_at": 4}), tmp_path / "run")
+    state = json.loads((tmp_path / "run" / "checkpoints" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["global_step"] == 4
+    assert state["max_steps"] == 8
+    assert state["log_history"][3]["learning_rate"] > 3e-3
+
+
+def test_a_run_tells_predict_how_long_its_prompts_were(tmp_path: Path) -> None:
+    train(recipe(tmp_path), tmp_path / "run")
+    loaded = load_model(tmp_path / "run", device="cpu")
+    data = recipe(tmp_path).data
+    assert loaded.prompt_tokens == prompt_budget(loaded.template, data.max_length, data.answer_tokens)
+
+
+def test_a_run_is_not_resumed_with_another_recipe(tmp_path: Path) -> None:
+    train(recipe(tmp_path), tmp_path / "run")
+    with pytest.raises(InputError, match="another recipe"):
+        train(recipe(tmp_path, training={**_short(), "max_steps": 4, "seed": 7}), tmp_path / "run", resume=True)

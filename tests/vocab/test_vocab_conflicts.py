@@ -267,6 +267,15 @@ def test_another_vocabulary_gets_its_own_table(tmp_path: Path, table: ConflictTa
     assert small.version != table.version
 
 
+def test_two_names_of_a_drug_that_the_bundled_table_does_not_know_cite_the_list_they_stand_in(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("无名清片\n无名清胶囊\n氯吡格雷\n波立维\n", encoding="utf-8")
+    own = load_conflicts(load_vocabulary(path))
+    (strange,) = own.reasons("无名清片", "无名清胶囊")
+    assert (strange.kind, strange.source) == ("same_ingredient", str(path))
+    assert {reason.source for reason in own.reasons("氯吡格雷", "波立维")} == {"yaofang: drugs.tsv"}
+
+
 def test_the_version_follows_the_tables(tmp_path: Path, vocabulary: Vocabulary, table: ConflictTable) -> None:
     for name in FILES:
         (tmp_path / name).write_bytes((TABLES / name).read_bytes())
