@@ -24,7 +24,7 @@ OUT := out/demo
 demo: .venv/run.stamp
 	rm -rf $(OUT) && mkdir -p $(OUT)
 	$(BIN)/yaofang predict --records $(SAMPLES) --out $(OUT)/submission.json --details $(OUT)/details.jsonl
-	$(BIN)/yaofang show $(OUT)/details.jsonl
+	$(BIN)/yaofang show $(OUT)/details.jsonl --id 24-1
 	$(BIN)/yaofang data check-submission $(OUT)/submission.json --records $(SAMPLES)
 	$(BIN)/yaofang evaluate --records $(SAMPLES) --predictions $(OUT)/submission.json --details $(OUT)/details.jsonl
 

@@ -71,17 +71,17 @@ def print_recommendation(found: Recommendation) -> None:
         as_json=False,
         data=None,
     )
-    table("\n出院带药", ("", "药品", "通用名", "ATC", "条件概率", "提示"), drug_rows(found), as_json=False, data=None)
+    table("\n出院带药", ("", "药品", "通用名", "ATC", "条件概率", "排除", "提示"), drug_rows(found), as_json=False, data=None)
     if found.blocked:
         table("\n被排除", ("药品", "因已列出", "级别", "条件概率"), blocked_rows(found), as_json=False, data=None)
     for remark in remarks(found):
         typer.echo(remark)
 
 
-def drug_rows(found: Recommendation) -> list[tuple[int, str, str, str, float, str]]:
-    """Rows of the drug table, in the order in which the model wrote the list."""
+def drug_rows(found: Recommendation) -> list[tuple[int, str, str, str, float, int, str]]:
+    """Rows of the drug table, in the order in which the model wrote the list; 排除 counts the labels that a drug rules out."""
     return [
-        (place, drug.label, drug.generic, drug.atc or "", drug.p_step, _warnings(drug))
+        (place, drug.label, drug.generic, drug.atc or "", drug.p_step, len(drug.kept_out), _warnings(drug))
         for place, drug in enumerate(found.drugs, 1)
     ]
 
@@ -94,13 +94,15 @@ def blocked_rows(found: Recommendation) -> list[tuple[str, str, str, float]]:
 def remarks(found: Recommendation) -> list[str]:
     """What a reader must know beside the tables, each a line in Chinese."""
     lines = ["", "条件概率：模型写到清单此处时选中该药的概率，不是该药应当使用的概率。"]
+    if any(drug.kept_out for drug in found.drugs):
+        lines.append("排除：该药列入后，有多少个药品因 T1 级冲突不能再列。")
     if found.blocked:
-        lines.append("被排除：与已列出药品不可同用（T1），解码时已屏蔽；其条件概率为未屏蔽时的值。")
+        lines.append("被排除：模型原会考虑、但与已列出药品不可同用（T1）而被屏蔽的药品；其条件概率为未屏蔽时的值。")
     if found.truncated:
         lines.append("清单因长度上限提前结束，可能不完整。")
     if found.cuts:
         cuts = "，".join(f"{cut.section} {cut.tokens}" for cut in found.cuts)
-        lines.append(f"病历超出模型长度，下列部分被截短（token 数）：{cuts}。")
+        lines.append(f"病历超出模型训练时的长度，下列部分被截短（token 数）：{cuts}。")
     return [*lines, NO_DATA, RESEARCH_ONLY]
 
 
