@@ -13,7 +13,6 @@ import typer
 
 from yaofang.app.tables import say, show
 
-PARTS = ("head", "middle", "tail")
 app = typer.Typer(help="Measure: every figure of the docs comes from one of these.", no_args_is_help=True)
 
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from peaked_models import peaked
 from transformers import GenerationConfig
 
 from yaofang.decoding.audit import kept_away
@@ -43,19 +44,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def peaked(seed: int, architecture: Architecture = "glm") -> LoadedModel:
-    """A random model with a token a character, far from uniform and slow to end, so that a wrong number shows."""
-    loaded = random_tiny([*"".join([*LABELS, *PROMPTS])], architecture=architecture, seed=seed)
-    with torch.no_grad():
-        loaded.model.model.norm.weight.mul_(15.0)
-        embedding = loaded.model.model.embed_tokens.weight
-        embedding[loaded.template.stop_id] = -embedding[loaded.template.encode("、")[0]]
-    return loaded
+def model_of(seed: int, architecture: Architecture = "glm") -> LoadedModel:
+    """A peaked random model with a token a character."""
+    return peaked(random_tiny([*"".join([*LABELS, *PROMPTS])], architecture=architecture, seed=seed))
 
 
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
-    return peaked(15)
+    return model_of(15)
 
 
 def rule(loaded: LoadedModel, *, max_diagnosis_tokens: int = 6) -> Constraint:
@@ -117,7 +113,7 @@ def assert_valid(constraint: Constraint, ids: list[int]) -> None:
     ids=["greedy", "sampling", "top-k top-p", "beam"],
 )
 def test_generate_writes_only_valid_answers(architecture: Architecture, settings: dict[str, object]) -> None:
-    loaded = peaked(9, architecture)
+    loaded = model_of(9, architecture)
     constraint = rule(loaded)
     torch.manual_seed(0)
     rows = generate(loaded, constraint, [prompt(loaded, text) for text in PROMPTS], **settings)
@@ -138,7 +134,7 @@ def test_a_left_padded_batch_equals_each_prompt_alone(model: LoadedModel, settin
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_our_greedy_loop_equals_generate_token_for_token(architecture: Architecture) -> None:
-    loaded = peaked(21, architecture)
+    loaded = model_of(21, architecture)
     constraint = rule(loaded)
     prompts = [prompt(loaded, text) for text in PROMPTS]
     ours = run(loaded, constraint, prompts, [constraint.start()] * 3).rows
@@ -227,7 +223,7 @@ def test_p_step_sums_to_one_over_all_labels_of_a_place(model: LoadedModel) -> No
 
 @pytest.mark.parametrize("seeds", [[15], [18, 2, 21]], ids=["one model", "three that vote"])
 def test_the_audit_finds_exactly_the_labels_that_a_full_scoring_finds(seeds: list[int]) -> None:
-    models = [peaked(seed) for seed in seeds]
+    models = [model_of(seed) for seed in seeds]
     constraint = rule(models[0])
     start = constraint.start(Phase.LIST)
     found = 0
@@ -253,7 +249,7 @@ def test_the_audit_finds_exactly_the_labels_that_a_full_scoring_finds(seeds: lis
 
 
 def test_voting_averages_whole_names_and_writes_the_best_token_of_the_mixture() -> None:
-    models = [peaked(seed) for seed in (18, 2, 21)]
+    models = [model_of(seed) for seed in (18, 2, 21)]
     constraint = rule(models[0])
     ids = prompt(models[0], PROMPTS[1])
     start = constraint.start(Phase.LIST)
