@@ -36,7 +36,7 @@ SECTIONS = (
     Section("民族", lambda record: record.ethnicity or ""),
     Section("BMI", lambda record: "" if record.bmi is None else f"{record.bmi:.1f}"),
     Section("就诊时间", lambda record: record.visit or ""),
-    Section("主诉", lambda record: record.chief_complaint),
+    Section("主诉", lambda record: record.chief_complaint, "tail", turn=5, floor=200),
     # The last shortened is what says most of the drugs: what was treated before, and what was found and done here.
     Section("现病史", lambda record: record.present_illness, "middle", turn=2, floor=240),
     Section("既往史", lambda record: record.past_history, "tail", turn=3, floor=240),

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from yaofang.vocab.errors import InputError
 
 RECIPES = Path(__file__).parent / "recipes"
-BUNDLED = ("tiny-start", "tiny")
-"""The recipes of the bundled model, in the order in which they are run."""
+TINY = "tiny"
+"""The recipe of the bundled model."""
 
 
 class Part(BaseModel):
@@ -119,7 +119,7 @@ class Training(Part):
     adam_beta2: float = Field(0.999, gt=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
     bf16: bool = True
-    """bfloat16 autocast; float16 is not offered: it overflows in preference training."""
+    """bfloat16 autocast where the processor has it, else float32; float16 is not offered: it overflows in preference training."""
     gradient_checkpointing: bool = False
     deepspeed: Path | None = None
     """A DeepSpeed JSON file, for runs under torchrun."""
@@ -145,7 +145,7 @@ class Recipe(Part):
         return self
 
 
-def wards(names: Sequence[str] = BUNDLED) -> list[tuple[int, int]]:
+def wards(names: Sequence[str] = (TINY,)) -> list[tuple[int, int]]:
     """Patients and seed of the wards that these recipes train on."""
     parts = [load_recipe(name).data.ward for name in names]
     return [(part.patients, part.seed) for part in parts if part is not None]

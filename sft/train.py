@@ -39,7 +39,7 @@ from yaofang.glm.template import ChatTemplate
 from yaofang.glm.tiny import new_model, tiny_config, train_tokenizer
 from yaofang.sft.examples import Example, build_examples, prompt_budget
 from yaofang.sft.recipe import Fresh, Recipe, dump_recipe, load_recipe
-from yaofang.sft.trainer import StopAt, trainer_class
+from yaofang.sft.trainer import StopAt, autocast, trainer_class
 from yaofang.vocab.drugs import Vocabulary, load_vocabulary
 from yaofang.vocab.errors import InputError
 from yaofang.vocab.files import sha256_of, whole_file
@@ -200,6 +200,8 @@ def _texts(record: Record) -> list[str]:
 def build_trainer(recipe: Recipe, start: Start, examples: Sequence[Example], out: Path) -> SFTTrainer:
     """TRL's trainer over ready ids: it neither tokenises nor truncates anything."""
     plan, cuda = recipe.training, torch.cuda.is_available()
+    bf16, precision = autocast(plan.bf16)
+    log.info("%s", precision)
     args = SFTConfig(
         output_dir=str(out / "checkpoints"),
         num_train_epochs=plan.epochs,
@@ -212,7 +214,7 @@ def build_trainer(recipe: Recipe, start: Start, examples: Sequence[Example], out
         weight_decay=plan.weight_decay,
         adam_beta2=plan.adam_beta2,
         max_grad_norm=plan.max_grad_norm,
-        bf16=plan.bf16,
+        bf16=bf16,
         gradient_checkpointing=plan.gradient_checkpointing,
         deepspeed=None if plan.deepspeed is None else str(plan.deepspeed),
         seed=plan.seed,
