@@ -117,3 +117,23 @@ def _figures(result: dict[str, Any]) -> list[tuple[str, Any]]:
             ("tokens a record, P50 / P90 / longest", f"{tokens['p50']:.0f} / {tokens['p90']:.0f} / {tokens['max']:.0f}")
         )
     return rows
+
+
+@app.command()
+def vocabulary(
+    rounds: Annotated[int, typer.Option("--rounds", help="Rounds of each time; the median counts.")] = 5,
+    out: Annotated[Path | None, typer.Option("--out", help="Result file to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+) -> None:
+    """Measure the vocabulary: sizes of the tables, building and loading the conflicts, matching 10,000 names."""
+    from yaofang.data.provenance import write_result
+    from yaofang.vocab import benchmark
+    from yaofang.vocab.files import check_place
+
+    check_place(out)
+    result = benchmark.measure(rounds)
+    if out is not None:
+        write_result(out, f"yaofang bench vocabulary --rounds {rounds}", result)
+    rows = [(key, value) for key, value in result.items() if not isinstance(value, dict)]
+    rows += [(f"{part}: {key}", value) for part in ("lexicon", "tables") for key, value in result[part].items()]
+    show("Vocabulary", ("figure", "value"), rows, as_json=as_json, data=result)

@@ -45,6 +45,10 @@ def predict(
     ] = Diagnoses.auto,
     details: Annotated[Path | None, typer.Option(help="Also write one Recommendation a line.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Records generated at once.")] = 8,
+    mask_patient: Annotated[
+        bool,
+        typer.Option("--mask-patient", help="Keep drugs out that are contraindicated in the patient; else they are warned of."),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the journal of a run that was stopped.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad records out and list them.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
@@ -63,6 +67,7 @@ def predict(
             diagnoses=diagnoses.value,
             details=details,
             batch_size=batch_size,
+            mask_patient=mask_patient,
             resume=resume,
             skip_bad=skip_bad,
             device=device,

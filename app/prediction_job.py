@@ -42,6 +42,7 @@ class Job:
     """Folders whose next-drug probabilities are averaged; none: the bundled model."""
     vocab: Path | None = None
     diagnoses: Literal["auto", "given", "generated"] = "auto"
+    mask_patient: bool = False
     details: Path | None = None
     batch_size: int = 8
     resume: bool = False
@@ -89,7 +90,7 @@ def run(job: Job) -> None:
         settings = _settings(job, models, vocabulary, conflicts)
         done = finished(job.journals(), settings)
         shard.wait()  # nobody writes to a journal before everybody has read them all
-        recommender = Recommender(models, vocabulary, conflicts, diagnoses=job.diagnoses)
+        recommender = Recommender(models, vocabulary, conflicts, diagnoses=job.diagnoses, mask_patient=job.mask_patient)
         _predict(job, recommender, [record for record in records if shard.holds(record.id)], done, settings, shard)
         shard.wait()
         if shard.first:
@@ -124,6 +125,7 @@ def _settings(job: Job, models: Sequence[LoadedModel], vocabulary: Vocabulary, c
         "vocab": vocabulary.version,
         "conflicts": conflicts.version,
         "diagnoses": job.diagnoses,
+        "mask_patient": str(job.mask_patient),
         "dtype": job.dtype,
         "quantize": job.quantize or "none",
     }

@@ -30,11 +30,12 @@ class KeptOut:
 
 @dataclass(frozen=True, slots=True)
 class Warning:
-    """A note on a drug that was not masked, such as a T2 interaction with another listed drug."""
+    """A note on a listed drug, such as a T2 interaction with another one, or a contraindication by a diagnosis."""
 
     kind: str
-    """`interaction` for now; later also `patient` and others."""
+    """`interaction` with another listed drug, or `patient`: something about this patient."""
     tier: str
+    """Of a `patient` warning: T1 contraindicated, T2 with care."""
     text: str
     source: str
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from yaofang.data.recommendation import Blocked, Drug, KeptOut, Warning
 from yaofang.decoding.audit import kept_away
@@ -21,10 +22,13 @@ from yaofang.decoding.generation import Generation, Row
 from yaofang.decoding.processors import MASKED_TIER
 from yaofang.vocab.conflicts import ConflictTable
 from yaofang.vocab.drugs import Vocabulary
+from yaofang.vocab.patient import PatientFacts, PatientRules
 
 CONSIDERED = 0.01
 """A label kept out by a conflict is reported if its `p_step` would have reached this."""
 MASKED = f"T{MASKED_TIER}"
+PATIENT_TIERS = {"contraindicated": "T1", "caution": "T2"}
+"""A drug contraindicated in the patient is warned of as T1; it is masked only where the user asked for it."""
 
 
 def drugs_of(row: Row, reading: Reading, constraint: Constraint, conflicts: ConflictTable) -> list[Drug]:
@@ -65,6 +69,25 @@ def warnings_of(labels: Sequence[str], conflicts: ConflictTable) -> dict[str, li
                 for reason in conflict.reasons
             ]
     return found
+
+
+def with_patient_warnings(
+    drugs: Sequence[Drug], facts: PatientFacts, vocabulary: Vocabulary, rules: PatientRules
+) -> list[Drug]:
+    """The drugs with what the tables say of each in this patient, before what they say of pairs."""
+    return [
+        replace(
+            drug,
+            warnings=(
+                *(
+                    Warning(found.kind, PATIENT_TIERS[found.level], found.text, found.source)
+                    for found in rules.warnings(facts, vocabulary.drug(drug.label))
+                ),
+                *drug.warnings,
+            ),
+        )
+        for drug in drugs
+    ]
 
 
 def blocked_of(generation: Generation, number: int, reading: Reading, vocabulary: Vocabulary) -> tuple[Blocked, ...]:

@@ -13,23 +13,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaofang
 from yaofang.data.answer import OPENING, clean_diagnosis, diagnosis_pieces
+from yaofang.data.facts import facts_of
 from yaofang.data.prompts import SYSTEM, Prompt, build_prompt
 from yaofang.data.recommendation import Diagnosis, Drug, Recommendation
 from yaofang.data.records import Record
 from yaofang.decoding.constraint import Phase, State
 from yaofang.decoding.generation import Generation, Row, check_same_tokenizer
 from yaofang.decoding.processors import constraint_for
-from yaofang.decoding.reasons import blocked_of, check_list, drugs_of
+from yaofang.decoding.reasons import blocked_of, check_list, drugs_of, with_patient_warnings
 from yaofang.glm.loading import LoadedModel, load_model
 from yaofang.vocab.conflicts import ConflictTable, load_conflicts
 from yaofang.vocab.drugs import Vocabulary, load_vocabulary
 from yaofang.vocab.errors import InputError
+from yaofang.vocab.patient import PatientFacts, load_patient_rules
 
 Diagnoses = Literal["auto", "given", "generated"]
 MOST_DRUGS = 30
@@ -49,13 +51,15 @@ class Task:
     given: bool
     start: State
     limit: int
+    facts: PatientFacts
 
 
 class Recommender:
     """Recommends discharge drugs with one model, or with several that vote (folds of one base).
 
     `diagnoses`: "given" puts the record's 出院诊断 into the answer, "generated" has the model write them, "auto" does the
-    first where a record has any. `audit` also reports the labels that a conflict kept out. Raises InputError if the models'
+    first where a record has any. `audit` also reports the labels that a conflict kept out. Drugs that the tables call
+    contraindicated in the patient are warned of; `mask_patient` keeps them out of the list. Raises InputError if the models'
     tokenizers differ or have more ids than a model has rows.
     """
 
@@ -70,6 +74,7 @@ class Recommender:
         max_diagnosis_tokens: int = DIAGNOSIS_TOKENS,
         max_list_tokens: int = LIST_TOKENS,
         audit: bool = True,
+        mask_patient: bool = False,
     ) -> None:
         _check_models(models)
         if diagnoses not in get_args(Diagnoses):
@@ -93,6 +98,8 @@ class Recommender:
         self._diagnoses = diagnoses
         self._max_list_tokens = max_list_tokens
         self._audit = audit
+        self._mask_patient = mask_patient
+        self._rules = load_patient_rules()
         self.versions = {
             "model": "+".join(loaded.version for loaded in models),
             "vocab": vocabulary.version,
@@ -189,8 +196,10 @@ class Recommender:
         ids = self.template.prompt_ids(prompt.messages)
         if len(ids) + len(opened) + limit > self.context:
             raise _too_long(record, self.context)
-        start = self.constraint.start(Phase.LIST if given else Phase.DIAGNOSES)
-        return Task(record, prompt, ids + opened, len(ids), given, start, limit)
+        facts = facts_of(record)
+        banned = self._rules.contraindicated(facts, self.vocabulary.drugs) if self._mask_patient else ()
+        start = self.constraint.start(Phase.LIST if given else Phase.DIAGNOSES, banned=banned)
+        return Task(record, prompt, ids + opened, len(ids), given, start, limit, facts)
 
     def _has_given(self, record: Record) -> bool:
         has_any = any(clean_diagnosis(name) for name in record.diagnoses)
@@ -223,10 +232,12 @@ class Recommender:
         drugs = drugs_of(row, reading, self.constraint, self.conflicts)
         check_list([drug.label for drug in drugs], self.conflicts)
         blocked = blocked_of(generation, number, reading, self.vocabulary) if self._audit else ()
+        diagnoses = tuple(self._diagnoses_of(task, row, reading.diagnoses))
+        facts = replace(task.facts, diagnoses=tuple(diagnosis.name for diagnosis in diagnoses))
         return Recommendation(
             id=task.record.id,
-            diagnoses=tuple(self._diagnoses_of(task, row, reading.diagnoses)),
-            drugs=tuple(drugs),
+            diagnoses=diagnoses,
+            drugs=tuple(with_patient_warnings(drugs, facts, self.vocabulary, self._rules)),
             blocked=blocked,
             cuts=task.prompt.cuts,
             truncated=reading.truncated,

@@ -119,7 +119,7 @@ class Training(Part):
     adam_beta2: float = Field(0.999, gt=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
     bf16: bool = True
-    """bfloat16 autocast where the processor has it, else float32; float16 is not offered: it overflows in preference training."""
+    """bfloat16 autocast where the processor has it, else float32. Never float16: it overflows in preference training."""
     gradient_checkpointing: bool = False
     deepspeed: Path | None = None
     """A DeepSpeed JSON file, for runs under torchrun."""

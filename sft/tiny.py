@@ -1,7 +1,7 @@
-"""Rebuilds the bundled model: trains its recipes, converts the weights to bfloat16, measures it and writes its card.
+"""Rebuilds the bundled model: trains its recipe, converts the weights to bfloat16, measures it and writes its card.
 
     python -m yaofang.sft.tiny               (make tiny: all of it, about an hour on 2 cores)
-    python -m yaofang.sft.tiny --measure     (from runs that are there already)
+    python -m yaofang.sft.tiny --measure     (from a run that is there already)
     python -m yaofang.sft.tiny --card        (only the card, from docs/results/quality.json)
 
 Knows the bundled model's folder and the result file; training is `sft.train`, the figures are `eval.benchmark`.
@@ -21,8 +21,7 @@ import torch
 from yaofang.data.provenance import write_result
 from yaofang.eval.benchmark import NAMES, quality
 from yaofang.glm.loading import BUNDLED, TRAINED, load_model
-from yaofang.sft.recipe import BUNDLED as RUNS
-from yaofang.sft.recipe import load_recipe, wards
+from yaofang.sft.recipe import TINY, load_recipe, wards
 from yaofang.sft.train import train
 from yaofang.vocab.conflicts import load_conflicts
 from yaofang.vocab.drugs import load_vocabulary
@@ -42,7 +41,7 @@ tables and nothing else: it has read no patient, no guideline and no book, and n
 |---|---|
 | architecture | `{architecture}`, {layers} layers, hidden {hidden}, {heads} heads, {kv_heads} KV heads, context {context} |
 | weights | {size:.1f} MB, bfloat16 safetensors |
-{runs}
+{run}
 | built with | {versions} |
 
 ## Scores
@@ -50,7 +49,7 @@ tables and nothing else: it has read no patient, no guideline and no book, and n
 On {test_records} records of simulated patients that neither the model nor the baselines saw (ward of {ward_patients:,}
 patients, seed {ward_seed}; `yaofang bench quality`), with 95% intervals by bootstrap over patients. The ceiling, the expected
 Jaccard of the ward's own best list, is {ceiling:.3f}. The baselines learned from the ward's {ward_patients:,} training
-patients, the model from those of the recipes above.
+patients, the model from those of the recipe above.
 
 | system | Jaccard | of the ceiling | F1 | drugs a record | T1 pairs |
 |---|---|---|---|---|---|
@@ -65,16 +64,13 @@ Its scores say nothing about real patients. A record in other words than the war
 """
 
 
-def export(runs: Path, folder: Path = BUNDLED) -> None:
-    """Write the last run's weights in bfloat16, its tokenizer, and `run.json` with every run's, into the bundled folder."""
-    last = runs / RUNS[-1]
-    loaded = load_model(last, device="cpu")
+def export(run: Path, folder: Path = BUNDLED) -> None:
+    """Write the run's weights in bfloat16, its tokenizer, and what says how it was trained, into the bundled folder."""
+    loaded = load_model(run, device="cpu")
     loaded.model.to(torch.bfloat16).save_pretrained(folder)
     loaded.template.tokenizer.save_pretrained(folder)
-    (folder / TRAINED).write_bytes((last / TRAINED).read_bytes())
-    with whole_file(folder / "run.json") as handle:
-        parts = {name: json.loads((runs / name / "run.json").read_text(encoding="utf-8")) for name in RUNS}
-        json.dump(parts, handle, ensure_ascii=False, indent=1)
+    for name in (TRAINED, "run.json"):
+        (folder / name).write_bytes((run / name).read_bytes())
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if size > LARGEST:
         raise SystemExit(f"{size:,} bytes of weights: at most {LARGEST:,} may be committed")
@@ -100,7 +96,7 @@ def _facts(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     systems = result["systems"]
     gold = systems["model_given"]["gold"]
-    versions = run[RUNS[-1]]["provenance"]["versions"]
+    versions = run["provenance"]["versions"]
     return {
         "parameters": load_model(folder, device="cpu").model.num_parameters(),
         "architecture": config["model_type"],
@@ -110,7 +106,7 @@ def _facts(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
         "kv_heads": config["num_key_value_heads"],
         "context": config["max_position_embeddings"],
         "size": sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6,
-        "runs": "\n".join(_run(name, run[name]) for name in RUNS),
+        "run": _run(TINY, run),
         "versions": ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "trl")),
         "test_records": result["ward"]["test_records"],
         "ward_patients": result["ward"]["patients"],
@@ -125,7 +121,7 @@ def _facts(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(name: str, run: dict[str, Any]) -> str:
-    ((patients, seed),) = wards([name])
+    ((patients, seed),) = wards((name,))
     made, metrics = run["provenance"], run["metrics"]
     hours, cores = metrics["train_runtime"] / 3600, made["machine"]["cores"]
     return (
@@ -158,16 +154,15 @@ def _verdict(systems: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Train (or take a run), export, measure, write the card."""
     parser = argparse.ArgumentParser(prog="python -m yaofang.sft.tiny", description=__doc__)
-    parser.add_argument("--measure", action="store_true", help="take the runs that are there already")
+    parser.add_argument("--measure", action="store_true", help="take the run that is there already")
     parser.add_argument("--card", action="store_true", help="only write the card again")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoints")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if not given.card and not given.measure:
-        for name in RUNS:
-            train(load_recipe(name), Path("runs") / name, resume=given.resume, command="make tiny")
+        train(load_recipe(TINY), Path("runs") / TINY, resume=given.resume, command="make tiny")
     if not given.card:
-        export(Path("runs"))
+        export(Path("runs") / TINY)
         measure("make tiny")
     write_card()
 

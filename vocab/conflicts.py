@@ -1,6 +1,6 @@
 """Which labels must not, should better not, or may with care go together: the tiers T1, T2, T3 with their reasons.
 
-A label is its units (ingredients by place of action); rows of all sources speak about units; `tier_of` turns what they
+A label is its units (ingredients by place of action); rows of all sources speak about units; `tiers.tier_of` turns what they
 say into a tier; a pair of labels has the highest tier of its pairs of units. Interactions act between systemic units
 unless a row names a local form. No entry means that no source here says anything: never that a pair is safe.
 """
@@ -8,7 +8,7 @@ unless a row names a local form. No entry means that no source here says anythin
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
@@ -17,10 +17,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from yaofang.vocab import ansm, conflict_cache, evidence, tiers
 from yaofang.vocab.ansm import Ansm, load_ansm
 from yaofang.vocab.drugs import Drug, Vocabulary
-from yaofang.vocab.evidence import LEVELS, NEVER, SYSTEMIC, WHITELIST, Row, Terms, Unit, load_rows, load_terms
+from yaofang.vocab.evidence import (
+    INFERRED,
+    NEVER,
+    SYSTEMIC,
+    TABLES_OF_ROWS,
+    WHITELIST,
+    Row,
+    Terms,
+    Unit,
+    load_rows,
+    load_terms,
+)
 from yaofang.vocab.files import sha256_of
+from yaofang.vocab.lexicon import load_lexicon
+from yaofang.vocab.tiers import Tiers, unit_tiers
 
 TABLES = Path(__file__).parent / "default"
 FILES = (
@@ -30,12 +44,11 @@ FILES = (
     "ansm_rules.tsv",
     "ansm_reviewed.tsv",
     "classes.tsv",
+    "inferred_members.tsv",
     "moieties.tsv",
     "routes.tsv",
     "insulin_actions.tsv",
-    "same_class.tsv",
-    "pairs.tsv",
-    "whitelist.tsv",
+    *TABLES_OF_ROWS,
 )
 KINDS = ("contraindicated", "same_ingredient", "same_class", "major", "moderate", "minor", "whitelist")
 CHINESE = {
@@ -48,9 +61,6 @@ CHINESE = {
 }
 SEVERITY = np.array([0.0, 1.0, 0.5, 0.2])
 """By tier: none, T1, T2, T3. The matrix A of the specification, as a number in [0, 1]."""
-
-Bools = NDArray[np.bool_]
-Tiers = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,30 +83,52 @@ class Conflict:
     reasons: tuple[Reason, ...]
 
 
-def tier_of(contraindicated: Bools, majors: Tiers, moderate: Bools, minor: Bools, twice: Bools, whitelisted: Bools) -> Tiers:
-    """The tier of each pair of units: the only place that decides it.
+@dataclass(frozen=True)
+class Sources:
+    """What the tables of a folder, and rows that a user adds, say of ingredients."""
 
-    T1: contraindicated, or major in two independent sources (`majors` counts issuers), or one ingredient or class
-    `twice`. T2: any other major, or a dose change or monitoring is asked for, or a T1 that is whitelisted as standard
-    care. T3: to be noted. 0: no source says anything.
-    """
-    masked = contraindicated | (majors >= 2) | twice
-    warned = (majors >= 1) | moderate | (masked & whitelisted)
-    return np.select([masked & ~whitelisted, warned, minor], [1, 2, 3], 0).astype(np.uint8)
+    terms: Terms
+    ansm: Ansm
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class _Units:
+    """The units of a vocabulary and what they answer to."""
+
+    of_label: list[tuple[Unit, ...]]
+    places: list[str]
+    terms: dict[Unit, frozenset[str]]
+    rows: dict[tuple[str, str], list[Row]]
+    ansm: Ansm
+    inferred: Mapping[str, frozenset[str]]
+    """Unit's ingredient -> terms that it answers to by inference."""
 
 
 class ConflictTable:
     """The conflicts of a vocabulary: a matrix of tiers and, on demand, the reasons of a pair."""
 
-    def __init__(self, vocabulary: Vocabulary, terms: Terms, ansm: Ansm, rows: Sequence[Row], version: str) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, sources: Callable[[], Sources], version: str, tiers: Tiers | None = None
+    ) -> None:
+        """`sources` is called when reasons are asked for, or at once to compute the tiers [D, D] where they are not given."""
         self.vocabulary = vocabulary
         self.version = version
-        self._ansm = ansm
-        self._units = [terms.units(drug) for drug in vocabulary.drugs]
-        self._places = [_place(drug, units, terms) for drug, units in zip(vocabulary.drugs, self._units, strict=True)]
-        self._terms = _terms_of_units(vocabulary, self._units, terms, ansm)
-        self._rows = _by_terms(rows)
-        self.tiers: Tiers = self._matrix()
+        self._sources = sources
+        self.tiers: Tiers = self._matrix() if tiers is None else tiers
+
+    @cached_property
+    def _units(self) -> _Units:
+        found = self._sources()
+        of_label = [found.terms.units(drug) for drug in self.vocabulary.drugs]
+        return _Units(
+            of_label,
+            [_place(drug, units, found.terms) for drug, units in zip(self.vocabulary.drugs, of_label, strict=True)],
+            _terms_of_units(self.vocabulary, of_label, found.terms, found.ansm),
+            _by_terms(found.rows),
+            found.ansm,
+            found.terms.inferred,
+        )
 
     @cached_property
     def severity(self) -> NDArray[np.float64]:
@@ -117,7 +149,7 @@ class ConflictTable:
         """All that is said of two labels, the gravest first; a whitelist row alone gives a reason but no tier."""
         first, second = self.vocabulary.index(a), self.vocabulary.index(b)
         found: dict[Reason, None] = {}
-        for units in product(self._units[first], self._units[second]):
+        for units in product(self._units.of_label[first], self._units.of_label[second]):
             for reason in self._unit_reasons(*units):
                 found.setdefault(reason)
         is_named = any(reason.kind == "same_ingredient" for reason in found)
@@ -132,18 +164,22 @@ class ConflictTable:
 
     def no_data(self) -> tuple[str, ...]:
         """Labels with an ingredient (or all of the drug) outside the thesaurus' index: unknown, never `safe`."""
+        thesaurus, unknown = self._units.ansm, load_lexicon().unknown_formula
         return tuple(
-            label
-            for label, units in zip(self.vocabulary.labels, self._units, strict=True)
-            if not units or not all(self._ansm.knows(unit.ingredient) or self._ansm.knows(unit.moiety) for unit in units)
+            drug.label
+            for drug, units in zip(self.vocabulary.drugs, self._units.of_label, strict=True)
+            if not units
+            or drug.generic in unknown
+            or not all(thesaurus.knows(unit.ingredient) or thesaurus.knows(unit.moiety) for unit in units)
         )
 
     def _matrix(self) -> Tiers:
-        units = list(self._terms)
-        tiers = _unit_tiers(units, self._terms, self._rows)
+        found = self._units
+        units = list(found.terms)
+        tiers = unit_tiers(units, found.terms, found.rows)
         place = {unit: number for number, unit in enumerate(units)}
-        holds = np.zeros((len(self._units), len(units)), np.float32)
-        for label, own in enumerate(self._units):
+        holds = np.zeros((len(found.of_label), len(units)), np.float32)
+        for label, own in enumerate(found.of_label):
             holds[label, [place[unit] for unit in own]] = 1
         result = np.zeros((len(holds), len(holds)), np.uint8)
         for tier in (3, 2, 1):
@@ -158,8 +194,8 @@ class ConflictTable:
         """Labels of one drug: one generic, or the same ingredients, at one place of action."""
         groups: dict[tuple[object, str], list[int]] = defaultdict(list)
         for number, drug in enumerate(self.vocabulary.drugs):
-            place = self._places[number]
-            moieties = frozenset(unit.moiety for unit in self._units[number])
+            place = self._units.places[number]
+            moieties = frozenset(unit.moiety for unit in self._units.of_label[number] if not unit.is_herb)
             for name in {drug.generic, moieties} - {"", "-", frozenset()}:
                 groups[name, place].append(number)
         return frozenset(pair for members in groups.values() for pair in combinations(members, 2))
@@ -167,20 +203,44 @@ class ConflictTable:
     def _unit_reasons(self, a: Unit, b: Unit) -> Iterator[Reason]:
         if _one_ingredient(a, b):
             yield Reason("same_ingredient", f"同一成分：{a.moiety}", "yaofang: drugs.tsv")
-        for terms in product(self._terms[a], self._terms[b]):
-            for row in self._rows.get(_key(*terms), ()):
-                if a == b and row.level != WHITELIST:
+        for terms in product(self._units.terms[a], self._units.terms[b]):
+            inferred = terms[0] in self._units.inferred.get(a.ingredient, ()) or terms[1] in self._units.inferred.get(
+                b.ingredient, ()
+            )
+            for row in self._units.rows.get(_key(*terms), ()):
+                local = row.level == NEVER and a.place != SYSTEMIC
+                if a == b and row.level != WHITELIST and not a.is_herb and not local:
                     continue
-                kind = "same_class" if row.level == NEVER else row.level
-                detail = row.text if not row.text or row.text.startswith("（") else f"，{row.text}"
-                yield Reason(kind, f"{CHINESE[kind]}：{a.ingredient} × {b.ingredient}{detail}", row.source)
+                yield _reason(a, b, row, inferred)
 
 
-def load_conflicts(vocabulary: Vocabulary, tables: Path = TABLES) -> ConflictTable:
-    """Build the conflicts of a vocabulary from the committed tables (651 labels: about a second)."""
-    terms, ansm = load_terms(tables), load_ansm(tables)
-    version = sha256_of(vocabulary.version, *(tables / name for name in FILES))[:12]
-    return ConflictTable(vocabulary, terms, ansm, load_rows(tables, terms, ansm), version)
+def load_conflicts(vocabulary: Vocabulary, tables: Path = TABLES, extra: Sequence[Row] = ()) -> ConflictTable:
+    """The conflicts of a vocabulary from the committed tables and rows of the user's own (`importers`).
+
+    The tiers are computed once (651 labels: about a second) and read from the user's cache folder afterwards.
+    """
+
+    def sources() -> Sources:
+        terms, thesaurus = load_terms(tables), load_ansm(tables)
+        return Sources(terms, thesaurus, (*load_rows(tables, terms, thesaurus), *extra))
+
+    code = tuple(Path(str(module.__file__)) for module in (ansm, evidence, tiers))
+    rows = "\n".join(f"{row.a}\t{row.b}\t{row.level}\t{row.text}\t{row.source}" for row in extra)
+    lexicon = tuple(sorted((TABLES / "lexicon").glob("*.tsv")))
+    version = sha256_of(vocabulary.version, *(tables / name for name in FILES), *lexicon, rows)[:12]
+    key = sha256_of(version, Path(__file__), *code)[:16]
+    cached = conflict_cache.read(key, len(vocabulary))
+    table = ConflictTable(vocabulary, sources, version, cached)
+    if cached is None:
+        conflict_cache.write(key, table.tiers)
+    return table
+
+
+def _reason(a: Unit, b: Unit, row: Row, inferred: bool) -> Reason:
+    kind = "same_class" if row.level == NEVER else row.level
+    detail = row.text if not row.text or row.text.startswith("（") else f"，{row.text}"
+    mark = "（按同类推断）" if inferred or row.issuer == INFERRED else ""
+    return Reason(kind, f"{CHINESE[kind]}：{a.ingredient} × {b.ingredient}{detail}{mark}", row.source)
 
 
 def _key(a: str, b: str) -> tuple[str, str]:
@@ -195,69 +255,30 @@ def _by_terms(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 
 
 def _one_ingredient(a: Unit, b: Unit) -> bool:
-    return a.key == b.key and a.place == b.place == SYSTEMIC
+    return a.key == b.key and a.place == b.place == SYSTEMIC and not a.is_herb
 
 
 def _place(drug: Drug, units: Sequence[Unit], terms: Terms) -> str:
     """Where a drug acts, with an insulin's action: names of one drug share it."""
-    actions = sorted({unit.action for unit in units})
-    systemic = any(unit.place == SYSTEMIC for unit in units) if units else terms.is_systemic(drug.route, "*")
+    actions = sorted({unit.action for unit in units if not unit.is_herb})
+    own = [unit for unit in units if not unit.is_herb]
+    systemic = any(unit.place == SYSTEMIC for unit in own) if own else terms.is_systemic(drug.route, "*")
     return f"{SYSTEMIC if systemic else drug.route} {' '.join(actions)}"
 
 
 def _terms_of_units(
-    vocabulary: Vocabulary, units: Sequence[Sequence[Unit]], terms: Terms, ansm: Ansm
+    vocabulary: Vocabulary, units: Sequence[Sequence[Unit]], terms: Terms, thesaurus: Ansm
 ) -> dict[Unit, frozenset[str]]:
     """Each unit of the vocabulary with every term it answers to."""
     codes: dict[str, set[str]] = defaultdict(set)
-    for drug, own in zip(vocabulary.drugs, units, strict=True):
-        if len(own) == 1 and drug.atc:
-            codes[own[0].ingredient].add(drug.atc)
-    return {unit: terms.own(unit, codes[unit.ingredient]) | _thesaurus_terms(unit, ansm) for own in units for unit in own}
+    listed = [(drug.ingredients, drug.atc) for drug in vocabulary.drugs]
+    known = [(entry.ingredients, entry.atc) for entries in load_lexicon().entries.values() for entry in entries]
+    for ingredients, atc in (*listed, *known):
+        if len(ingredients) == 1 and atc:
+            codes[terms.spelling.get(ingredients[0], ingredients[0])].add(atc.removeprefix("~"))
+    return {unit: terms.own(unit, codes[unit.ingredient]) | _thesaurus_terms(unit, thesaurus) for own in units for unit in own}
 
 
-def _thesaurus_terms(unit: Unit, ansm: Ansm) -> frozenset[str]:
-    name = unit.ingredient if ansm.knows(unit.ingredient) else unit.moiety
-    return frozenset(f"ansm:{term}" for term in ansm.names(name, None if unit.place == SYSTEMIC else unit.place))
-
-
-def _unit_tiers(
-    units: Sequence[Unit], terms: Mapping[Unit, frozenset[str]], rows: Mapping[tuple[str, str], Sequence[Row]]
-) -> Tiers:
-    """The tiers of all pairs of units, [U, U]: one boolean matrix a level and, for majors, a source."""
-    members: dict[str, list[int]] = defaultdict(list)
-    for number, unit in enumerate(units):
-        for term in terms[unit]:
-            members[term].append(number)
-    size = (len(units), len(units))
-    marks: dict[tuple[str, str], Bools] = defaultdict(lambda: np.zeros(size, np.bool_))
-    for (a, b), found in rows.items():
-        if a not in members or b not in members:
-            continue
-        where = np.ix_(members[a], members[b])
-        for row in found:
-            marks[row.level, row.issuer][where] = True
-    for mark in marks.values():
-        mark |= mark.T
-    return _tiers_from_marks(units, marks)
-
-
-def _tiers_from_marks(units: Sequence[Unit], marks: Mapping[tuple[str, str], Bools]) -> Tiers:
-    """Add up the marks by level; a unit beside itself has no interaction, but may be one ingredient twice."""
-    size = (len(units), len(units))
-    apart = ~np.eye(len(units), dtype=np.bool_)
-    said: dict[str, NDArray[np.uint8]] = {level: np.zeros(size, np.uint8) for level in (*LEVELS, NEVER, WHITELIST)}
-    for (level, _), mark in marks.items():
-        said[level] += mark
-    keys = {unit.key: number for number, unit in enumerate(units)}
-    numbers = np.array([keys[unit.key] if unit.place == SYSTEMIC else -1 for unit in units], dtype=np.int64)
-    same = (numbers[:, None] == numbers[None, :]) & (numbers[:, None] >= 0)
-    # One issuer that calls a pair contraindicated in one row and major in another is still one source.
-    return tier_of(
-        contraindicated=(said["contraindicated"] > 0) & apart,
-        majors=np.where(apart, said["major"], 0).astype(np.uint8),
-        moderate=(said["moderate"] > 0) & apart,
-        minor=(said["minor"] > 0) & apart,
-        twice=((said[NEVER] > 0) & apart) | same,
-        whitelisted=said[WHITELIST] > 0,
-    )
+def _thesaurus_terms(unit: Unit, thesaurus: Ansm) -> frozenset[str]:
+    name = unit.ingredient if thesaurus.knows(unit.ingredient) else unit.moiety
+    return frozenset(f"ansm:{term}" for term in thesaurus.names(name, None if unit.place == SYSTEMIC else unit.place))

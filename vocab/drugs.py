@@ -19,10 +19,13 @@ from yaofang.vocab.naming import ROUTES
 
 TABLE = Path(__file__).parent / "default" / "drugs.tsv"
 COLUMNS = ("label", "generic", "ingredients", "atc", "form", "route", "kind")
-KINDS = ("drug", "patent_medicine", "unlinked")
+KINDS = ("drug", "patent_medicine", "not_a_drug", "unlinked")
+UNKNOWN = ("not_a_drug", "unlinked")
+"""Kinds of which no ingredient is known."""
 
 _SEPARATOR = re.compile(r"[、；\r\n\t\u2028\u2029]")
-_ATC = re.compile(r"[A-Z]\d\d(?:[A-Z](?:[A-Z](?:\d\d)?)?)?")
+ATC = re.compile(r"[A-Z]\d\d(?:[A-Z](?:[A-Z](?:\d\d)?)?)?|~[A-Z]\d\d[A-Z]{0,2}")
+"""A WHO code or, after `~`, the class that a drug without a code would belong to."""
 _JSON_ENTRY = re.compile(r'\s*[\[,]\s*("(?:[^"\\]|\\.)*")?')
 
 
@@ -37,13 +40,13 @@ class Drug:
     ingredients: tuple[str, ...]
     """INN in lower case, one an active substance. Empty where none is known."""
     atc: str | None
-    """WHO ATC code of this route, or None."""
+    """WHO ATC code of this route; `~A10BX` is a provisional class of a drug that WHO gives no code; or None."""
     form: str | None
     """Pharmaceutical form in Chinese as the label says it, or None."""
     route: str
     """One of `naming.ROUTES`. A label without a form counts as given by the generic's usual systemic route."""
     kind: str
-    """`drug`, `patent_medicine`, or `unlinked`: a name of a user's list that could not be tied to a generic."""
+    """`drug`, `patent_medicine`, `not_a_drug` (a diagnosis, a device), or `unlinked`: could not be tied to a generic."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +60,7 @@ class Vocabulary:
     version: str = field(init=False)
     """First 12 hex digits of the SHA-256 over all rows in their order."""
     unlinked: tuple[str, ...] = field(init=False, repr=False)
-    """Labels that could not be tied to a generic: nothing is known of them, which is not the same as safe."""
+    """Labels that are tied to no generic, or are no drug: nothing is known of them, which is not the same as safe."""
     _positions: dict[str, int] = field(init=False, repr=False)
     _of_generic: dict[str, tuple[Drug, ...]] = field(init=False, repr=False)
 
@@ -72,7 +75,7 @@ class Vocabulary:
         values = {
             "labels": labels,
             "version": sha256_of(*("\t".join(_cells(drug)) for drug in self.drugs))[:12],
-            "unlinked": tuple(drug.label for drug in self.drugs if drug.kind == "unlinked"),
+            "unlinked": tuple(drug.label for drug in self.drugs if drug.kind in UNKNOWN),
             "_positions": positions,
             "_of_generic": of_generic,
         }
@@ -212,7 +215,7 @@ def _drug_of_row(path: Path, line: int, row: dict[str, str]) -> Drug:
     domains: dict[str, bool] = {
         "generic": bool(row["generic"]) and row["generic"] != "-",
         "ingredients": "" not in row["ingredients"].split("+"),
-        "atc": row["atc"] == "-" or _ATC.fullmatch(row["atc"]) is not None,
+        "atc": row["atc"] == "-" or ATC.fullmatch(row["atc"]) is not None,
         "form": bool(row["form"]),
         "route": row["route"] in ROUTES,
         "kind": row["kind"] in KINDS,

@@ -1,8 +1,8 @@
 """What speaks for or against two ingredients together: rows from every source, in one shape.
 
-A row links two terms. A term is an INN, `class:ID` (classes.tsv), `action:ID` (insulin_actions.tsv), `INN@route` for a
-local form, or `ansm:NAME` for a name of the thesaurus. Knows the tables and which terms a unit answers to; knows
-neither labels nor tiers.
+A row links two terms. A term is an INN, `class:ID` (classes.tsv), `action:ID` (insulin_actions.tsv), `INN@route` or
+`class:ID@route` for a local form, or `ansm:NAME` for a name of the thesaurus. Knows the tables and which terms a unit answers
+to; knows neither labels nor tiers.
 """
 
 from __future__ import annotations
@@ -15,11 +15,16 @@ from yaofang.vocab.ansm import EDITION, Ansm
 from yaofang.vocab.drugs import Drug
 from yaofang.vocab.errors import InputError
 from yaofang.vocab.files import read_table
+from yaofang.vocab.lexicon import load_lexicon
 
 SYSTEMIC = "systemic"
 LEVELS = ("contraindicated", "major", "moderate", "minor")
 NEVER = "never"
 WHITELIST = "whitelist"
+HERB = "herb"
+INFERRED = "inferred"
+"""Issuer of rows that no source states: a class's interaction carried over to a drug that the sources do not list."""
+TABLES_OF_ROWS = ("same_class.tsv", "pairs.tsv", "herb_pairs.tsv", "inferred.tsv", "whitelist.tsv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +54,17 @@ class Unit:
     place: str
     """`systemic`, or the local route."""
     action: str
-    """An insulin's action, else empty."""
+    """An insulin's action; `herb` for a herb inside a Chinese patent medicine; else empty."""
 
     @property
     def key(self) -> tuple[str, str]:
-        """Two systemic units with one key are one ingredient twice."""
+        """Two systemic units with one key are one ingredient twice, but for herbs."""
         return self.moiety, self.action
+
+    @property
+    def is_herb(self) -> bool:
+        """One herb in two patent medicines is everyday care, not one drug twice."""
+        return self.action == HERB
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +83,14 @@ class Terms:
     """Class -> ATC prefixes."""
     exceptions: Mapping[str, frozenset[str]]
     """Class -> ingredients that its prefixes do not mean."""
+    inferred: Mapping[str, frozenset[str]]
+    """Ingredient -> `class:ID` of which it is a member by inference: no source lists it there."""
 
     def units(self, drug: Drug) -> tuple[Unit, ...]:
-        """The drug's ingredients, each with its place and, for an insulin, its action."""
+        """The drug's ingredients, each with its place and, for an insulin, its action; then the herbs inside."""
         names = [self.spelling.get(name, name) for name in drug.ingredients]
         insulins = sum(name.startswith("insulin") for name in names)
-        return tuple(
+        found = [
             Unit(
                 name,
                 self.moiety.get(name, name),
@@ -86,20 +98,23 @@ class Terms:
                 self._action(name, drug.atc, insulins) if name.startswith("insulin") else "",
             )
             for name in dict.fromkeys(names)
-        )
+        ]
+        place = SYSTEMIC if self.is_systemic(drug.route, "*") else drug.route
+        herbs = [herb for herb in load_lexicon().herbs.get(drug.generic, ()) if herb not in names]
+        return (*found, *(Unit(herb, self.moiety.get(herb, herb), place, HERB) for herb in herbs))
 
     def is_systemic(self, route: str, ingredient: str) -> bool:
         """Whether the ingredient reaches the whole body by this route; an unknown route does."""
         return self.routes.get((route, ingredient), self.routes.get((route, "*"), True))
 
     def own(self, unit: Unit, atc_codes: Iterable[str]) -> frozenset[str]:
-        """The unit's terms in the project's own tables; a local form answers only to `INN@route`."""
+        """The unit's terms in the project's own tables; a local form answers only to `INN@route` and `class:ID@route`."""
         names = {unit.ingredient, unit.moiety}
-        if unit.place != SYSTEMIC:
-            return frozenset(f"{name}@{unit.place}" for name in names)
         codes = tuple(atc_codes)
         classes = {f"class:{name}" for name in self.classes if self._belongs(name, names, codes)}
-        actions = {f"action:{unit.action}"} if unit.action else set()
+        if unit.place != SYSTEMIC:
+            return frozenset(f"{name}@{unit.place}" for name in names | classes)
+        actions = {f"action:{unit.action}"} if unit.action in self.actions.values() else set()
         return frozenset(names | classes | actions)
 
     def _belongs(self, name: str, ingredients: set[str], codes: tuple[str, ...]) -> bool:
@@ -130,14 +145,28 @@ def load_terms(folder: Path) -> Terms:
         {row["class"]: frozenset(_cells(row["ingredients"])) for row in classes},
         {row["class"]: _cells(row["atc"]) for row in classes},
         {row["class"]: frozenset(_cells(row["except"])) for row in classes},
+        _inferred_members(folder, {row["class"] for row in classes}),
     )
 
 
+def _inferred_members(folder: Path, classes: set[str]) -> dict[str, frozenset[str]]:
+    file = folder / "inferred_members.tsv"
+    found: dict[str, set[str]] = {}
+    for line, row in read_table(file):
+        if row["class"] not in classes:
+            way_out = "Name a class of classes.tsv."
+            raise InputError(f"there is no class {row['class']!r}", file=file, line=line, field="class", way_out=way_out)
+        found.setdefault(row["ingredient"], set()).add(f"class:{row['class']}")
+    return {ingredient: frozenset(names) for ingredient, names in found.items()}
+
+
 def load_rows(folder: Path, terms: Terms, ansm: Ansm) -> tuple[Row, ...]:
-    """Every row of same_class.tsv, pairs.tsv, whitelist.tsv and of the thesaurus."""
+    """Every row of `TABLES_OF_ROWS` and of the thesaurus."""
     return (
         *_table(folder / "same_class.tsv", "reason", (NEVER, *LEVELS), terms),
         *_table(folder / "pairs.tsv", "mechanism", LEVELS, terms),
+        *_table(folder / "herb_pairs.tsv", "mechanism", LEVELS, terms),
+        *_table(folder / "inferred.tsv", "mechanism", LEVELS, terms),
         *_table(folder / "whitelist.tsv", "reason", (WHITELIST,), terms),
         *(_from_thesaurus(ansm)),
     )
@@ -159,7 +188,7 @@ def _problem(row: Row, levels: tuple[str, ...], terms: Terms) -> tuple[str, str]
     if row.level not in levels:
         return "level", f"{row.level!r} is none of {', '.join(levels)}"
     for field, term in (("a", row.a), ("b", row.b)):
-        kind, colon, name = term.partition(":")
+        kind, colon, name = term.partition("@")[0].partition(":")
         known = terms.classes if kind == "class" else set(terms.actions.values())
         if colon and name not in known:
             return field, f"there is no {kind} {name!r}"

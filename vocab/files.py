@@ -29,14 +29,28 @@ def check_place(path: str | Path | None) -> None:
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[IO[str]]:
     """Write a UTF-8 text file beside its target and rename it when the block ends without an error."""
+    with _renamed(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as handle:
+        yield handle
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+@contextmanager
+def whole_bytes(path: str | Path) -> Iterator[IO[bytes]]:
+    """The same for a binary file."""
+    with _renamed(path) as beside, beside.open("wb") as handle:
+        yield handle
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+@contextmanager
+def _renamed(path: str | Path) -> Iterator[Path]:
     target = Path(path)
     check_place(target)
     beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with beside.open("w", encoding="utf-8", newline="\n") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
+        yield beside
         os.replace(beside, target)
     finally:
         beside.unlink(missing_ok=True)

@@ -1,22 +1,22 @@
-"""Which drug a written name means: the exact label, an alias, or the name without dose, maker, form and salt.
+"""Which drug a written name means: the exact label, an alias, the name without dose, maker, form and salt, or a repaired name.
 
-A match never changes the generic: names are compared for equality only, never by likeness, and a text that could mean
-two generics, or whose brackets name another drug, is left unmatched.
+A match never changes the generic: a text that could mean two generics, or whose brackets name another drug, is ambiguous and
+comes with the candidates. What is no drug at all, and what reads like a Chinese patent medicine that no table has, is said so.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from pathlib import Path
+from typing import Any
 
-from yaofang.vocab.drugs import Drug, Vocabulary, load_vocabulary
-from yaofang.vocab.files import read_table
+from yaofang.vocab.damaged import repaired
+from yaofang.vocab.drugs import Drug, Vocabulary
+from yaofang.vocab.lexicon import bundled_keys, drug_of, load_lexicon, one_meaning
 from yaofang.vocab.naming import clean, form_of, normalise, route_of_form, without_form, without_salt
+from yaofang.vocab.unlisted import is_no_drug, reads_like_patent_medicine
 
-__all__ = ["Match", "generic_of", "link", "match", "normalise"]
-
-ALIASES = Path(__file__).parent / "default" / "aliases.tsv"
+__all__ = ["Match", "Meaning", "generic_of", "link", "match", "meaning", "normalise"]
 
 _SYSTEMIC = ("oral", "sublingual", "injection")
 
@@ -29,7 +29,34 @@ class Match:
     drug: Drug | None
     """A drug of the vocabulary asked, or None: unknown, ambiguous, or not in that vocabulary."""
     method: str
-    """`exact`, `alias`, `normalised` or `none`."""
+    """`exact`, `alias`, `normalised`, `repaired` or `none`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a label of any list stands for."""
+
+    drug: Drug
+    """Its kind is `unlinked` where no generic could be told, `not_a_drug` where it names none."""
+    method: str
+    """`exact`, `alias`, `normalised`, `repaired`, `reads_like` (a patent medicine of no table), `pattern` (no drug), `none`."""
+    candidates: tuple[str, ...]
+    """Generics that the name may mean, where it was not linked."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a row of `yaofang vocab check`."""
+        drug = self.drug
+        known = drug.kind in ("drug", "patent_medicine")
+        return {
+            "label": drug.label,
+            "kind": drug.kind,
+            "generic": drug.generic if known else None,
+            "ingredients": list(drug.ingredients),
+            "atc": drug.atc,
+            "route": drug.route if known else None,
+            "method": self.method,
+            "candidates": list(self.candidates),
+        }
 
 
 def match(text: str, vocabulary: Vocabulary) -> Match:
@@ -41,7 +68,7 @@ def match(text: str, vocabulary: Vocabulary) -> Match:
     name = text.strip()
     if name in vocabulary:
         return Match(text, vocabulary.drug(name), "exact")
-    generic, method = _resolve(name, vocabulary)
+    generic, method, _ = _resolve(name, vocabulary)
     written = clean(name).text
     form = form_of(written)
     drug = _preferred(vocabulary.with_generic(generic), written, form, _route(name, form)) if generic else None
@@ -49,82 +76,101 @@ def match(text: str, vocabulary: Vocabulary) -> Match:
 
 
 def generic_of(text: str) -> str:
-    """The generic that a label or a name means, by the bundled table; the normalised text where that knows none."""
+    """The generic that a label or a name means, by the lexicon; the normalised text where that knows none."""
     name = text.strip()
-    return _resolve(name, load_vocabulary())[0] or _unknown(name)
+    return _resolve(name, None)[0] or _unknown(name)
 
 
 def link(label: str) -> Drug:
-    """A drug for a label of a user's list: the bundled drug of that label, or one with its generic, or `unlinked`."""
-    bundled = load_vocabulary()
-    if label in bundled:
-        return bundled.drug(label)
-    form = form_of(clean(label).text)
-    route = _route(label, form)
-    generic, _ = _resolve(label, bundled)
-    alike = bundled.with_generic(generic) if generic else ()
-    if not alike:
-        return Drug(label, _unknown(label), (), None, form, route or "oral", "unlinked")
-    same_route = [drug for drug in alike if _same_route(drug.route, route)]
-    model = (same_route or sorted(alike, key=lambda drug: drug.route not in _SYSTEMIC))[0]
-    atc = model.atc if same_route else None  # a code is given for one route: an ointment has not the tablet's
-    return Drug(label, model.generic, model.ingredients, atc, form, route or model.route, model.kind)
+    """A drug for a label of a user's list: its generic's ingredients and code by the label's route, or `unlinked`."""
+    return meaning(label).drug
 
 
-def _resolve(name: str, vocabulary: Vocabulary) -> tuple[str | None, str]:
-    """The one generic of a name and how it was found; (None, "none") if there is none, or more than one."""
+def meaning(label: str) -> Meaning:
+    """What a label stands for, and how that was found; a label that means two drugs is `unlinked`, with the candidates."""
+    name = label.strip()
+    form = form_of(clean(name).text)
+    route = _route(name, form)
+    generic, method, candidates = _resolve(name, None)
+    if generic is None and candidates:
+        generic, method = _by_route(candidates, route), "normalised"
+    if generic:
+        return Meaning(drug_of(label, generic, form, route), method, ())
+    unknown = _unknown(name)
+    if is_no_drug(name):
+        return Meaning(Drug(label, unknown, (), None, form, route or "oral", "not_a_drug"), "pattern", ())
+    if not candidates and reads_like_patent_medicine(clean(name).text):
+        return Meaning(Drug(label, unknown, (), None, form, route or "oral", "patent_medicine"), "reads_like", ())
+    return Meaning(Drug(label, unknown, (), None, form, route or "oral", "unlinked"), "none", candidates)
+
+
+def _by_route(candidates: tuple[str, ...], route: str | None) -> str | None:
+    """The patent medicine by the label's route, where a name is that of several (丹参片, 丹参注射液) and none holds a drug."""
+    entries = [entry for name in candidates for entry in load_lexicon().entries[name]]
+    if any(entry.kind != "patent_medicine" or entry.ingredients for entry in entries):
+        return None
+    stems = {without_form(name) for name in candidates}
+    fitting = [entry for entry in entries if route is None or entry.route == route]
+    return fitting[0].generic if len(stems) == 1 and fitting else None
+
+
+def _resolve(name: str, vocabulary: Vocabulary | None) -> tuple[str | None, str, tuple[str, ...]]:
+    """The one generic of a name, how it was found, and the candidates where there is none, or more than one."""
     cleaned = clean(name)
     found, method = _first_known(name, cleaned.text, vocabulary)
     beside = {generic for aside in cleaned.asides for generic in _first_known(aside, clean(aside).text, vocabulary)[0]}
+    if not found:
+        return _repair(cleaned.text, beside)
     if len(found) != 1 or beside - found:
-        return None, "none"
-    return next(iter(found)), method
+        return None, "none", tuple(sorted(found | beside))
+    return next(iter(found)), method, ()
 
 
-def _first_known(name: str, cleaned: str, vocabulary: Vocabulary) -> tuple[frozenset[str], str]:
+def _repair(written: str, beside: set[str]) -> tuple[str | None, str, tuple[str, ...]]:
+    """The generic of a damaged name; brackets that name a drug must agree."""
+    spellings, names = load_lexicon().spellings, _long_names()
+    bare = without_salt(without_form(written))
+    near: list[str] = []
+    for form in dict.fromkeys((without_form(written), bare)):
+        generic, found = repaired(form, spellings, names)
+        near += found
+        if generic and not beside - {generic}:
+            return (generic, "repaired", ()) if set(near) == {generic} else (None, "none", tuple(dict.fromkeys(near)))
+    return None, "none", tuple(dict.fromkeys((*near, *sorted(beside))))
+
+
+def _first_known(name: str, cleaned: str, vocabulary: Vocabulary | None) -> tuple[frozenset[str], str]:
     """Generics of the first way of writing the name that any table knows, the nearest to what was written first."""
+    if not cleaned:
+        return frozenset(), "none"
     bare = without_form(cleaned)
     ways = ((name, "alias"), (cleaned, "normalised"), (bare, "normalised"), (without_salt(bare), "normalised"))
     known = ((_generics(key, vocabulary), method) for key, method in ways)
     return next(((generics, method) for generics, method in known if generics), (frozenset(), "none"))
 
 
-def _generics(key: str, vocabulary: Vocabulary) -> frozenset[str]:
-    """What a spelling means in this vocabulary or, where that does not know it, in the bundled one."""
-    return _keys(vocabulary).get(key) or _keys(load_vocabulary()).get(key) or frozenset()
+def _generics(key: str, vocabulary: Vocabulary | None) -> frozenset[str]:
+    """What a spelling means in this vocabulary or, where that does not know it, in the lexicon."""
+    own = _keys(vocabulary).get(key) if vocabulary is not None else None
+    return own or load_lexicon().spellings.get(key) or frozenset()
 
 
 def _unknown(name: str) -> str:
-    """The generic of a name that stands for no drug of the table. It must not look like one that does."""
+    """The generic of a name that stands for no drug of the tables. It must not look like one that does."""
     bare = normalise(name)
-    return name if not bare or _generics(bare, load_vocabulary()) else bare
+    return name if not bare or _generics(bare, None) else bare
 
 
 @lru_cache(maxsize=8)
 def _keys(vocabulary: Vocabulary) -> dict[str, frozenset[str]]:
-    """Every way of writing that leads to a generic: the generic, the labels, the labels made bare, the aliases."""
-    keys: dict[str, set[str]] = {}
-    bare: dict[str, set[str]] = {}
-    for drug in vocabulary:
-        if drug.kind == "unlinked":
-            keys.setdefault(drug.label, set()).add(drug.generic)
-            continue
-        for key in (drug.generic, drug.label, clean(drug.label).text):
-            keys.setdefault(key, set()).add(drug.generic)
-        if drug.generic == drug.label:
-            continue  # the form belongs to the name (甲状腺片, 逍遥丸): without it another thing is meant
-        for key in (without_form(drug.label), normalise(drug.label)):
-            bare.setdefault(key, set()).add(drug.generic)
-    for alias, generic in _aliases().items():
-        keys.setdefault(alias, set()).add(generic)
-    # A name written in full outranks what is left of another name: 碳酸钙 is itself, whatever a label shrinks to.
-    return {key: frozenset(keys.get(key) or bare[key]) for key in keys.keys() | bare.keys() if key}
+    """Every way of writing that leads to a generic of the vocabulary."""
+    return one_meaning(*bundled_keys(vocabulary))
 
 
 @cache
-def _aliases() -> dict[str, str]:
-    """Brand names, older names and other spellings, each with its generic."""
-    return {row["alias"]: row["generic"] for _, row in read_table(ALIASES)}
+def _long_names() -> tuple[str, ...]:
+    """The spellings that a damaged name is compared with."""
+    return tuple(name for name in load_lexicon().spellings if len(name) > 2)
 
 
 def _route(name: str, form: str | None) -> str | None:

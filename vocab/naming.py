@@ -44,6 +44,7 @@ _FORMS_LONGEST_FIRST = sorted(_ROUTE_OF_FORM, key=len, reverse=True)
 
 _MARKS = re.compile(r"[®™©△▲★☆◆●]")
 _LIST_NUMBER = re.compile(r"^\s*\(?\d{1,2}[.、)]\s*(?=\D)")
+_LIST_NUMBERS = re.compile(r"(^|[\s，、；;。])\(?\d{1,2}[.、．)）](?=\s*[^\d\s])")
 _BRACKETS = re.compile(r"\(([^()]*)\)|\[([^\[\]]*)\]|【([^【】]*)】|〔([^〔〕]*)〕|<([^<>]*)>")
 _PREMIX = re.compile(r"^(?:预混|混合|笔芯)?(\d{2}(?:/\d{2})?R?|[RN])$", re.I)
 _INSULIN = re.compile(r"胰岛素|诺和[灵锐]|优泌[林乐]|甘舒霖|[秀舒]霖")
@@ -77,7 +78,7 @@ _DEVICE = re.compile(r"(?:预填充|预灌封|笔芯|特充|畅充|笔)+$")
 _ROMAN = re.compile(r"(?<=[\u4e00-\u9fff])I{1,3}$")
 
 _SALTS = re.compile(
-    r"^(?:盐酸|硫酸氢|硫酸|苯磺酸|甲苯磺酸|甲磺酸|富马酸|琥珀酸|马来酸|重酒石酸|酒石酸|枸橼酸|磷酸|醋酸|氢溴酸|草酸|脯氨酸|乳酸)"
+    r"^(?:盐酸|苯甲酸|硫酸氢|硫酸|苯磺酸|甲苯磺酸|甲磺酸|富马酸|琥珀酸|马来酸|重酒石酸|酒石酸|枸橼酸|磷酸|醋酸|氢溴酸|草酸|脯氨酸|乳酸)"
     # 琥珀酸亚铁, 枸橼酸钾, 醋酸钙: here the acid belongs to the name of a mineral and no organic base follows.
     r"(?!亚铁|铁|钾|钙|镁|铝|锂|锌|钠|铋|镧|酯|菌|可的松)(?=[\u4e00-\u9fff]{2})"
 )
@@ -117,6 +118,19 @@ def normalise(text: str) -> str:
     '氯吡格雷'
     """
     return without_salt(without_form(clean(text).text))
+
+
+_BETWEEN_NAMES = re.compile(r"[，、；;\n\r\t。|]|,(?!\d{3})|(?<=\s)(?=\d{1,2}[.)、．]\s*[^\d\s])")
+
+
+def names_in(text: str) -> list[str]:
+    """The names of a free-text list, each with what is written round it, in their order.
+
+    >>> names_in("二甲双胍0.5g tid，阿卡波糖 50mg")
+    ['二甲双胍0.5g tid', '阿卡波糖 50mg']
+    """
+    parts = (part.strip() for part in _BETWEEN_NAMES.split(_LIST_NUMBERS.sub(r"\1\n", text)))
+    return [part for part in parts if part and not re.fullmatch(r"[\d.()（）\s]+", part)]
 
 
 def form_of(name: str) -> str | None:

@@ -292,12 +292,12 @@ def test_a_bad_line_ends_predict_with_exit_code_2_and_skip_bad_goes_on_without_i
 def test_a_record_longer_than_the_context_ends_predict_before_anything_is_written(
     files: Path, models: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """现病史 is cut to fit, and the cut is reported; 主诉 is never cut."""
-    long = [record(0, 现病史="多饮多尿乏力" * 2000), record(1, 主诉="多饮多尿乏力" * 2000), record(2)]
+    """现病史 is cut to fit, and the cut is reported; the demographics are never cut."""
+    long = [record(0, 现病史="多饮多尿乏力" * 2000), record(1, 民族="汉族" * 6000), record(2)]
     write(files / "records.jsonl", long)
     assert predict(files, models[:1]) == 2
     error = capsys.readouterr().err
-    assert f"{files / 'records.jsonl'}, line 2, field 主诉: record 1-1" in error
+    assert f"{files / 'records.jsonl'}, line 2, field 民族: record 1-1" in error
     assert "--skip-bad" in error
     assert left(files) == set()
     assert predict(files, models[:1], "--skip-bad", "--details", files / "d.jsonl") == 0

@@ -176,18 +176,26 @@ def test_a_record_whose_uncut_part_does_not_fit_is_refused(budget: int) -> None:
     assert "多饮" not in str(caught.value)
 
 
-def test_a_chief_complaint_longer_than_the_context_is_named() -> None:
-    record = RECORD.model_copy(update={"chief_complaint": "多饮" * 500})
+def test_demographics_longer_than_the_context_are_named() -> None:
+    record = RECORD.model_copy(update={"ethnicity": "汉族" * 500})
     with pytest.raises(InputError, match="never cut") as caught:
         build_prompt(record, budget=400, count=len)
-    assert caught.value.field == "主诉"
+    assert caught.value.field == "民族"
+
+
+def test_a_chief_complaint_is_shortened_last_and_the_cut_is_reported() -> None:
+    record = RECORD.model_copy(update={"chief_complaint": "多饮" * 500})
+    prompt = build_prompt(record, budget=400, count=len)
+    assert "主诉：多饮多饮" in prompt.messages[-1]["content"]
+    assert [(cut.section, cut.tokens > 500) for cut in prompt.cuts if cut.section == "主诉"] == [("主诉", True)]
+    assert [cut.section for cut in build_prompt(RECORD, budget=100, count=len).cuts if cut.section == "主诉"] == []
 
 
 def test_the_table_shortens_in_turns_that_differ_and_never_the_demographics() -> None:
     turns = [section.turn for section in SECTIONS if section.shorten != "never"]
-    assert sorted(turns) == [1, 2, 3, 4]
+    assert sorted(turns) == [1, 2, 3, 4, 5]
     never = {section.name for section in SECTIONS if section.shorten == "never"}
-    assert never == {"性别", "年龄", "出生日期", "民族", "BMI", "就诊时间", "主诉"}
+    assert never == {"性别", "年龄", "出生日期", "民族", "BMI", "就诊时间"}
 
 
 PARTS = st.lists(

@@ -57,6 +57,8 @@ def test_every_ingredient_of_the_vocabulary_that_the_index_spells_alike_is_linke
     terms = load_terms(TABLES)
     for drug in load_vocabulary().drugs:
         for unit in terms.units(drug):
+            if unit.is_herb:
+                continue  # a herb holds little of the substance: rows of our own speak of it
             if unit.ingredient in index or f"{unit.ingredient}e" in index:
                 assert ansm.knows(unit.ingredient) or ansm.knows(unit.moiety), unit.ingredient
 

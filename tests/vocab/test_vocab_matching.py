@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from yaofang.vocab.drugs import Drug, Vocabulary, load_vocabulary
 from yaofang.vocab.files import read_table
-from yaofang.vocab.matching import ALIASES, generic_of, link, match, normalise
+from yaofang.vocab.lexicon import FOLDER
+from yaofang.vocab.matching import generic_of, link, match, normalise
 
 VOCABULARY = load_vocabulary()
+ALIASES = FOLDER / "aliases.tsv"
 GOLD = Path(__file__).resolve().parents[3] / "shared" / "real" / "shanghai_t1dm.gold.json"
 
 DIFFERENT_DRUGS = [

@@ -1,0 +1,73 @@
+"""Names with one character lost, doubled, exchanged or mistyped: which known name was meant, if only one can be.
+
+A name one character away from two generics is ambiguous (X格列净). A repair that could turn one drug into another is not made:
+a lost 左, 异 or 去 is part of the name, and a wrong character must sound like the right one, or stand in a long name that has
+nothing like it beside it. Knows strings only; `matching` decides what a repaired name means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from pypinyin import Style, lazy_pinyin
+from rapidfuzz import process
+from rapidfuzz.distance import OSA
+
+MODIFIERS = frozenset("左右异去顺双氯羟硝消溴氟碘艾复地甲乙丙丁维片丸散膏丹酒")
+"""Characters that make another thing of a name: 异维A酸, 左氨氯地平, 顺阿曲库铵, 甲状腺片. Their loss is never repaired."""
+TELLING = frozenset("左右异去顺双氯羟硝消溴氟碘")
+"""Of these, the ones that are seldom a typing error for something else: a name that holds one was meant to."""
+LONG = 5
+"""Characters of a name in which a wrong one is repaired whatever it sounds like, if no other name is within two edits."""
+Spellings = Mapping[str, frozenset[str]]
+
+
+def repaired(name: str, spellings: Spellings, names: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """The generic that a damaged `name` means, or None; and the generics within one edit of it.
+
+    `names` are the keys of `spellings` to compare with. Lengths under 3 are never repaired.
+    """
+    if len(name) < 3:
+        return None, ()
+    near = [found for found, _, _ in process.extract(name, names, scorer=OSA.distance, score_cutoff=1, limit=20)]
+    generics = sorted({generic for found in near for generic in spellings[found]})
+    if len(generics) == 1 and any(_may_repair(name, found, spellings, names) for found in near):
+        return generics[0], tuple(generics)
+    return None, tuple(generics)
+
+
+def _may_repair(name: str, meant: str, spellings: Spellings, names: tuple[str, ...]) -> bool:
+    if len(meant) == len(name) + 1:
+        return _lost(name, meant) not in MODIFIERS
+    if len(meant) == len(name) - 1:
+        return _doubled(name, meant)
+    places = [place for place, (a, b) in enumerate(zip(name, meant, strict=True)) if a != b]
+    if len(places) == 2:
+        return len(name) > 3
+    (place,) = places
+    wrong, right = name[place], meant[place]
+    if not ("\u4e00" <= wrong <= "\u9fff" and "\u4e00" <= right <= "\u9fff"):
+        return False  # a digit or a letter tells one drug from another: 30R, B12
+    if _sound(wrong) == _sound(right):
+        return True
+    return len(name) >= LONG and not {wrong, right} & TELLING and _alone(name, spellings[meant], spellings, names)
+
+
+def _alone(name: str, generics: frozenset[str], spellings: Spellings, names: tuple[str, ...]) -> bool:
+    near = process.extract(name, names, scorer=OSA.distance, score_cutoff=2, limit=40)
+    return all(spellings[found] <= generics for found, _, _ in near)
+
+
+def _lost(name: str, meant: str) -> str:
+    return next((b for a, b in zip(name, meant, strict=False) if a != b), meant[-1])
+
+
+def _doubled(name: str, meant: str) -> bool:
+    place = next((place for place, (a, b) in enumerate(zip(name, meant, strict=False)) if a != b), len(meant))
+    return place > 0 and name[place] == name[place - 1]
+
+
+@lru_cache(maxsize=4096)
+def _sound(character: str) -> str:
+    return str(lazy_pinyin(character, style=Style.NORMAL)[0])
