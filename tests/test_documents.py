@@ -39,6 +39,14 @@ yaofang sft --config tiny
 yaofang sft --config glm4-9b-lora --set training.epochs=1 --set data.max_length=1024 --print-config
 yaofang vocab list --json
 yaofang vocab conflicts 阿托伐他汀钙片 克拉霉素 --json
+yaofang vocab conflicts 华法林 阿司匹林肠溶片 胺碘酮
+yaofang vocab conflicts 华法林 胺碘酮 --ddinter DIR --interactions FILE.csv --evidence FILE.json --json
+yaofang vocab check LIST --out REPORT.json
+yaofang vocab match "阿托伐他汀钙片20mg(立普妥)" "二甲双胍0.5g tid，阿卡波糖 50mg" --json
+yaofang vocab matrix --out A.npz
+yaofang vocab evidence --records TRAIN.jsonl --out evidence.json --json
+yaofang predict --records FILE --out SUB --mask-patient
+yaofang bench vocabulary --out docs/results/vocabulary.json
 yaofang bench quality --out docs/results/quality.json --json
 yaofang bench ward --patients 1910 --seed 1 --tokenizer DIR --out docs/results/ward.json --json
 """

@@ -14,10 +14,16 @@ from pypinyin import Style, lazy_pinyin
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
-MODIFIERS = frozenset("左右异去顺双氯羟硝消溴氟碘艾复地甲乙丙丁维片丸散膏丹酒")
+MODIFIERS = frozenset("左右异去顺氘伏双氯羟硝消溴氟碘艾恩复地甲乙丙丁戊五龙维片丸散膏丹酒")
 """Characters that make another thing of a name: 异维A酸, 左氨氯地平, 顺阿曲库铵, 甲状腺片. Their loss is never repaired."""
-TELLING = frozenset("左右异去顺双氯羟硝消溴氟碘")
+TELLING = frozenset("左右异去顺双氯羟硝消溴氟碘甲乙丙丁戊")
 """Of these, the ones that are seldom a typing error for something else: a name that holds one was meant to."""
+ALIKE = frozenset(
+    map(frozenset, ("丁汀", "担坦", "录氯", "戌戊", "幸辛", "乎平", "挫唑", "书韦", "苯笨", "末未", "夭天", "己已"))
+)
+"""Characters that are taken for each other by their shape."""
+FAMILIES = ("单抗", "双抗", "司亭", "替尼", "疫苗", "菌素")
+"""Endings before which a few characters tell one drug from another."""
 LONG = 5
 """Characters of a name in which a wrong one is repaired whatever it sounds like, if no other name is within two edits."""
 Spellings = Mapping[str, frozenset[str]]
@@ -39,7 +45,8 @@ def repaired(name: str, spellings: Spellings, names: tuple[str, ...]) -> tuple[s
 
 def _may_repair(name: str, meant: str, spellings: Spellings, names: tuple[str, ...]) -> bool:
     if len(meant) == len(name) + 1:
-        return _lost(name, meant) not in MODIFIERS
+        lost = _lost(name, meant)
+        return lost not in MODIFIERS and not lost.isascii() and (len(name) > 3 or meant.startswith(lost))
     if len(meant) == len(name) - 1:
         return _doubled(name, meant)
     places = [place for place, (a, b) in enumerate(zip(name, meant, strict=True)) if a != b]
@@ -49,9 +56,10 @@ def _may_repair(name: str, meant: str, spellings: Spellings, names: tuple[str, .
     wrong, right = name[place], meant[place]
     if not ("\u4e00" <= wrong <= "\u9fff" and "\u4e00" <= right <= "\u9fff"):
         return False  # a digit or a letter tells one drug from another: 30R, B12
-    if _sound(wrong) == _sound(right):
+    if _sound(wrong) == _sound(right) or {wrong, right} in ALIKE:
         return True
-    return len(name) >= LONG and not {wrong, right} & TELLING and _alone(name, spellings[meant], spellings, names)
+    long = len(name) >= LONG and not meant.endswith(FAMILIES)
+    return long and not {wrong, right} & TELLING and _alone(name, spellings[meant], spellings, names)
 
 
 def _alone(name: str, generics: frozenset[str], spellings: Spellings, names: tuple[str, ...]) -> bool:

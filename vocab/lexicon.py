@@ -49,6 +49,8 @@ class Lexicon:
     """Generic -> one entry a route."""
     spellings: Mapping[str, frozenset[str]]
     """A way of writing -> the generics it may mean; more than one is ambiguous."""
+    brand_routes: Mapping[str, str]
+    """Brand -> the route of the row that it stands in: 普米克令舒 is inhaled, whatever else budesonide is."""
     herbs: Mapping[str, tuple[str, ...]]
     """Chinese patent medicine -> substances of the herbs inside that interact or are toxic (`herbs.tsv`, column inn)."""
     unknown_formula: frozenset[str]
@@ -74,11 +76,12 @@ def load_lexicon() -> Lexicon:
     entries: dict[str, dict[str, Entry]] = {}
     for entry in (*_bundled(bundled), *_areas(), *_patent_medicines()):
         entries.setdefault(entry.generic, {}).setdefault(entry.route, entry)
-    spellings = _spellings([bundled_keys(bundled), _names(entries)])
+    spellings = _spellings([bundled_keys(bundled), _names(entries), ({}, _without_forms(bundled))])
     herbs = dict(_herbs_of())
     return Lexicon(
         {name: tuple(routes.values()) for name, routes in entries.items()},
         spellings,
+        _brand_routes(),
         {name: found for name, found in herbs.items() if found},
         frozenset(name for name, found in herbs.items() if found is None),
     )
@@ -161,6 +164,16 @@ def _herbs_of() -> Iterator[tuple[str, tuple[str, ...] | None]]:
             yield row[key], None if row["herbs"] == "?" else tuple(dict.fromkeys(inn[herb] for herb in herbs))
 
 
+def _without_forms(vocabulary: Vocabulary) -> dict[str, set[str]]:
+    """金匮肾气 for 金匮肾气丸: patent medicines that hold no drug and bear their form in the name, written without it."""
+    found: dict[str, set[str]] = {}
+    for drug in vocabulary:
+        short = without_form(drug.generic)
+        if drug.kind == "patent_medicine" and not drug.ingredients and len(short) > 2:
+            found.setdefault(short, set()).add(drug.generic)
+    return found
+
+
 def _names(entries: Mapping[str, Mapping[str, Entry]]) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
     """Full and bare ways of writing of the tables' own generics, with the synonyms and brands of their rows."""
     full: dict[str, set[str]] = {}
@@ -174,6 +187,14 @@ def _names(entries: Mapping[str, Mapping[str, Entry]]) -> tuple[dict[str, set[st
         if kind == "drug" or not holds:  # 消渴颗粒 holds no glibenclamide: the form tells it from 消渴丸
             bare.setdefault(normalise(generic), set()).add(generic)
     return full, bare
+
+
+def _brand_routes() -> dict[str, str]:
+    tables = [row for area in AREAS for _, row in read_table(FOLDER / "lexicon" / f"{area}.tsv")]
+    bundled = load_vocabulary()
+    known = [row for _, row in read_table(FOLDER / "aliases.tsv") if row["note"] == "brand"]
+    listed = {row["alias"]: bundled.with_generic(row["generic"])[0].route for row in known}
+    return {**listed, **{brand: row["route"] for row in tables for brand in _cells(row["brands"], ",")}}
 
 
 def _written(entries: Mapping[str, Mapping[str, Entry]]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -200,11 +221,10 @@ def drug_of(label: str, generic: str, form: str | None, route: str | None) -> Dr
     """
     alike = load_lexicon().entries[generic]
     systemic = ("oral", "sublingual", "injection", "rectal")
+    usual = sorted(alike, key=lambda entry: systemic.index(entry.route) if entry.route in systemic else len(systemic))
     fitting = [
         entry for entry in alike if route is None or entry.route == route or (route, entry.route) == ("oral", "sublingual")
     ]
-    model = (fitting or sorted(alike, key=lambda entry: entry.route not in systemic))[0]
-    if route is None:
-        model = next((entry for entry in alike if entry.route in systemic), model)
+    model = fitting[0] if route is not None and fitting else usual[0]
     atc = model.atc if fitting else None
     return Drug(label, generic, model.ingredients, atc, form, route or model.route, model.kind)

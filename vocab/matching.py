@@ -6,18 +6,20 @@ comes with the candidates. What is no drug at all, and what reads like a Chinese
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
 from yaofang.vocab.damaged import repaired
-from yaofang.vocab.drugs import Drug, Vocabulary
+from yaofang.vocab.drugs import Drug, Vocabulary, load_vocabulary
 from yaofang.vocab.lexicon import bundled_keys, drug_of, load_lexicon, one_meaning
 from yaofang.vocab.naming import clean, form_of, normalise, route_of_form, without_form, without_salt
 from yaofang.vocab.unlisted import is_no_drug, reads_like_patent_medicine
 
 __all__ = ["Match", "Meaning", "generic_of", "link", "match", "meaning", "normalise"]
 
+SEVERAL = "several"
+"""A way of writing that the tables give to more than one generic."""
 _SYSTEMIC = ("oral", "sublingual", "injection")
 
 
@@ -89,18 +91,23 @@ def link(label: str) -> Drug:
 def meaning(label: str) -> Meaning:
     """What a label stands for, and how that was found; a label that means two drugs is `unlinked`, with the candidates."""
     name = label.strip()
+    bundled = load_vocabulary()
+    if name in bundled:
+        return Meaning(replace(bundled.drug(name), label=label), "exact", ())
     form = form_of(clean(name).text)
     route = _route(name, form)
     generic, method, candidates = _resolve(name, None)
-    if generic is None and candidates:
+    if method == SEVERAL:
         generic, method = _by_route(candidates, route), "normalised"
     if generic:
-        return Meaning(drug_of(label, generic, form, route), method, ())
+        spelt = route or load_lexicon().brand_routes.get(clean(name).text)
+        return Meaning(drug_of(label, generic, form, spelt), method, ())
     unknown = _unknown(name)
     if is_no_drug(name):
         return Meaning(Drug(label, unknown, (), None, form, route or "oral", "not_a_drug"), "pattern", ())
-    if not candidates and reads_like_patent_medicine(clean(name).text):
-        return Meaning(Drug(label, unknown, (), None, form, route or "oral", "patent_medicine"), "reads_like", ())
+    herbal = all(entry.kind == "patent_medicine" for near in candidates for entry in load_lexicon().entries[near])
+    if herbal and reads_like_patent_medicine(clean(name).text):
+        return Meaning(Drug(label, unknown, (), None, form, route or "oral", "patent_medicine"), "reads_like", candidates)
     return Meaning(Drug(label, unknown, (), None, form, route or "oral", "unlinked"), "none", candidates)
 
 
@@ -110,7 +117,7 @@ def _by_route(candidates: tuple[str, ...], route: str | None) -> str | None:
     if any(entry.kind != "patent_medicine" or entry.ingredients for entry in entries):
         return None
     stems = {without_form(name) for name in candidates}
-    fitting = [entry for entry in entries if route is None or entry.route == route]
+    fitting = sorted((e for e in entries if route in (None, e.route)), key=lambda entry: entry.route != "oral")
     return fitting[0].generic if len(stems) == 1 and fitting else None
 
 
@@ -121,8 +128,10 @@ def _resolve(name: str, vocabulary: Vocabulary | None) -> tuple[str | None, str,
     beside = {generic for aside in cleaned.asides for generic in _first_known(aside, clean(aside).text, vocabulary)[0]}
     if not found:
         return _repair(cleaned.text, beside)
-    if len(found) != 1 or beside - found:
+    if beside - found:
         return None, "none", tuple(sorted(found | beside))
+    if len(found) != 1:
+        return None, SEVERAL, tuple(sorted(found))
     return next(iter(found)), method, ()
 
 
@@ -174,6 +183,8 @@ def _long_names() -> tuple[str, ...]:
 
 
 def _route(name: str, form: str | None) -> str | None:
+    if "吸入用" in name:
+        return "inhaled"
     if form is None and "注射用" in name:
         return "injection"
     return route_of_form(form)

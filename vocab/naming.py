@@ -25,19 +25,20 @@ ROUTES = (
 _ORAL_FORMS = (
     "片 缓释片 控释片 肠溶片 分散片 咀嚼片 泡腾片 口崩片 口腔崩解片 薄膜衣片 丸 滴丸 浓缩丸 水蜜丸 大蜜丸 散 "
     "胶囊 软胶囊 硬胶囊 缓释胶囊 肠溶胶囊 肠溶软胶囊 肠溶缓释胶囊 胶丸 颗粒 缓释颗粒 冲剂 干混悬剂 混悬液 混悬凝胶 "
-    "口服溶液 口服液 口服混悬液 口服乳 糖浆 合剂 滴剂"
+    "口服溶液 口服液 口服混悬液 口服乳 糖浆 合剂 滴剂 缓释 控释"
 )
 _FORMS_BY_ROUTE = {
     "oral": _ORAL_FORMS,
     "sublingual": "舌下片 舌下含片",
     "injection": "注射液 注射剂 粉针剂 粉针",
-    "inhaled": "气雾剂 粉吸入剂 吸入粉雾剂 粉雾剂 吸入气雾剂 吸入溶液 吸入混悬液 吸入喷雾剂 吸入剂",
+    "inhaled": "气雾剂 粉吸入剂 吸入粉雾剂 粉雾剂 吸入气雾剂 吸入溶液 吸入混悬液 吸入喷雾剂 吸入剂 雾化液 雾化吸入溶液",
     "ophthalmic": "滴眼液 眼膏 眼药水 眼用凝胶 眼用制剂",
     "otic": "滴耳液",
-    "nasal": "鼻喷雾剂 喷鼻剂 滴鼻液 鼻喷剂",
+    "nasal": "鼻喷雾剂 喷鼻剂 滴鼻液 鼻喷剂 鼻喷",
     "vaginal": "阴道片 阴道栓 阴道软胶囊 阴道泡腾片 阴道凝胶",
     "rectal": "栓 灌肠液 灌肠剂",
-    "topical": "乳膏 软膏 凝胶 凝胶贴膏 凝胶膏 贴膏 贴剂 贴片 透皮贴剂 乳胶剂 洗剂 搽剂 酊 喷雾剂 霜 涂剂 外用溶液 膏",
+    "topical": "乳膏 软膏 凝胶 凝胶贴膏 凝胶膏 贴膏 贴剂 贴片 透皮贴剂 透皮贴 贴 乳胶剂 洗剂 搽剂 酊 喷雾剂 霜 涂剂 外用溶液 "
+    "膏",
 }
 _ROUTE_OF_FORM = {form: route for route, forms in _FORMS_BY_ROUTE.items() for form in forms.split()}
 _FORMS_LONGEST_FIRST = sorted(_ROUTE_OF_FORM, key=len, reverse=True)
@@ -52,7 +53,8 @@ _NUMBER = r"(?<![A-Za-z0-9./])\d+(?:\.\d+)?"
 _AMOUNT = _NUMBER + r"\s*(?:万|亿)?\s*(?:mg|g|kg|ug|mcg|μg|ml|l|iu|u|mmol|毫克|微克|克|毫升|升|国际单位|单位|%)(?![A-Za-z])"
 _COUNT = _NUMBER + r"\s*(?:片|粒|支|袋|盒|瓶|丸|滴|喷|揿|吸|包|枚|贴|板|s\b)"
 _DOSE = re.compile(
-    rf"(?:[早中晚]\s*)?(?:{_AMOUNT}|{_COUNT})(?:\s*[:/*×x·]\s*(?:(?:{_AMOUNT}|{_COUNT})|盒|瓶|支|片|粒|袋|板))*", re.I
+    rf"(?:[早中晚]\s*)?(?:{_AMOUNT}|{_COUNT})(?:\s*[:/*×x·]\s*(?:(?:{_AMOUNT}|{_COUNT})|盒|瓶|支|片|粒|袋|板|\d{{1,3}}(?![\d.A-Za-z])))*",
+    re.I,
 )
 _TIMES = r"[一二两三四五六七八九十半每隔\d.]*"
 _FREQUENCY = re.compile(
@@ -148,7 +150,7 @@ def without_form(name: str) -> str:
     """The name without the form at its end, nor `注射用` before it."""
     plain = _ROMAN.sub("", name)
     form = form_of(plain)
-    return (plain[: -len(form)] if form else plain).removeprefix("注射用") or name
+    return (plain[: -len(form)] if form else plain).removeprefix("注射用").removeprefix("吸入用") or name
 
 
 def without_salt(name: str) -> str:

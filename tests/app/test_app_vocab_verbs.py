@@ -1,5 +1,7 @@
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -59,3 +61,71 @@ def test_list_counts_labels_and_tiers() -> None:
     assert counts["T1_share"] == pytest.approx(counts["T1"] / counts["pairs"], abs=1e-5)
     assert "非奈利酮" in counts["no_data_labels"]
     assert "T1" in ask("list")
+
+
+def test_conflicts_takes_any_generic_of_the_lexicon_under_the_name_that_was_typed() -> None:
+    pairs = json.loads(ask("conflicts", "西地那非", "硝酸甘油", "伏立康唑", "--json"))
+    assert {(pair["a"], pair["b"], pair["tier"]) for pair in pairs} >= {("西地那非", "硝酸甘油", "T1")}
+    assert all(pair["tier"] in ("T1", "T2", "T3") and pair["reasons"] and pair["sources"] for pair in pairs)
+
+
+def test_conflicts_names_what_an_ambiguous_name_may_mean() -> None:
+    with pytest.raises(InputError, match="达格列净"):
+        RUNNER.invoke(app, ["conflicts", "格列净片", "二甲双胍"], catch_exceptions=False)
+
+
+def test_match_reads_free_text_lists() -> None:
+    rows = json.loads(ask("match", "阿托伐他汀钙片20mg(立普妥)", "二甲双胍0.5g tid，阿卡波糖 50mg", "--json"))
+    assert [row["generic"] for row in rows] == ["阿托伐他汀", "二甲双胍", "阿卡波糖"]
+    assert rows[0]["match"] == "阿托伐他汀钙片"
+    assert rows[0]["ingredients"] == ["atorvastatin"]
+
+
+def test_check_reports_every_label_with_its_kind(tmp_path: Path) -> None:
+    names = ["阿卡波糖片", "复方丹参滴丸", "乳腺结节", "格列净片", "折麦布片"]
+    (tmp_path / "list.txt").write_text("\n".join(names), encoding="utf-8")
+    ask("check", str(tmp_path / "list.txt"), "--out", str(tmp_path / "report.json"))
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert [row["label"] for row in report["labels"]] == names
+    assert [row["kind"] for row in report["labels"]] == ["drug", "patent_medicine", "not_a_drug", "unlinked", "drug"]
+    keys = {"label", "kind", "generic", "ingredients", "atc", "route", "method", "candidates"}
+    assert all(set(row) == keys for row in report["labels"])
+    assert "达格列净" in report["labels"][3]["candidates"]
+
+
+def test_matrix_writes_a_in_0_1_with_labels_and_version(tmp_path: Path) -> None:
+    counts = json.loads(ask("matrix", "--out", str(tmp_path / "A.npz"), "--json"))
+    with np.load(tmp_path / "A.npz") as found:
+        assert found["A"].shape == (651, 651)
+        assert set(np.unique(found["A"]).tolist()) == {0.0, 0.2, 0.5, 1.0}
+        assert np.array_equal(found["A"], found["A"].T)
+        assert str(found["version"]) == counts["conflicts_version"]
+        assert len(found["labels"]) == 651
+        assert int((found["A"] == 1).sum()) == 2 * counts["T1"]
+    with pytest.raises(InputError, match=r"\.npz"):
+        RUNNER.invoke(app, ["matrix", "--out", str(tmp_path / "A.csv")], catch_exceptions=False)
+
+
+def test_evidence_lists_pairs_that_doctors_avoid_and_t1_pairs_that_they_combine(tmp_path: Path) -> None:
+    lists = [["辛伐他汀片", "克拉霉素片"]] * 6 + [["氨氯地平片"], ["甲钴胺"]] * 200
+    records = [
+        {"患者序号": n, "就诊标识": f"{n}-1", "性别": "男", "主诉": "查体", "出院诊断": [], "出院带药列表": drugs}
+        for n, drugs in enumerate(lists)
+    ]
+    text = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    (tmp_path / "train.jsonl").write_text(text, encoding="utf-8")
+    out = tmp_path / "evidence.json"
+    found = json.loads(ask("evidence", "--records", str(tmp_path / "train.jsonl"), "--out", str(out), "--json"))
+    assert (found["patients"], found["records"]) == (406, 406)
+    assert [{pair["a"], pair["b"]} for pair in found["avoided"]] == [{"氨氯地平", "甲钴胺"}]
+    assert [({pair["a"], pair["b"]}, pair["observed"]) for pair in found["combined_t1"]] == [({"辛伐他汀", "克拉霉素"}, 6)]
+    (pair,) = json.loads(ask("conflicts", "辛伐他汀片", "克拉霉素片", "--evidence", str(out), "--json"))
+    assert pair["evidence"]["observed"] == 6
+    assert pair["evidence"]["low"] < pair["evidence"]["ratio"] < pair["evidence"]["high"]
+
+
+def test_a_users_own_source_stands_beside_the_shipped_ones(tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text("a,b,level,mechanism,source\n依帕司他,甲钴胺,contraindicated,测试,某院: 规则\n", encoding="utf-8")
+    (pair,) = json.loads(ask("conflicts", "依帕司他", "甲钴胺", "--interactions", str(file), "--json"))
+    assert (pair["tier"], pair["sources"]) == ("T1", ["某院: 规则"])

@@ -11,16 +11,18 @@ import pytest
 import torch
 from peaked_models import peaked
 
+from yaofang.data.facts import facts_of
 from yaofang.data.recommendation import Diagnosis, Drug, Recommendation
 from yaofang.data.records import Record
 from yaofang.decoding.constraint import Phase
-from yaofang.decoding.reasons import check_list
+from yaofang.decoding.reasons import check_list, with_patient_warnings
 from yaofang.decoding.recommender import MOST_DRUGS, Recommender
 from yaofang.glm.loading import LoadedModel
 from yaofang.glm.tiny import random_tiny
 from yaofang.vocab.conflicts import ConflictTable, load_conflicts
 from yaofang.vocab.drugs import Vocabulary, load_vocabulary
 from yaofang.vocab.errors import InputError
+from yaofang.vocab.patient import PatientFacts, load_patient_rules
 
 NAMED = ("2型糖尿病", "高血压3级（极高危）", "肺炎；胸腔积液")
 
@@ -294,3 +296,44 @@ def test_two_labels_of_one_systemic_ingredient_are_never_listed_together(
     ]
     assert len(same) > 20
     assert all(recommender.constraint.in_conflict(a, b) for a, b in same)
+
+
+ALLERGIC = Record(
+    patient=50,
+    id="50-1",
+    sex="女",
+    birth="1950-01",
+    visit="2020-01",
+    past_history="青霉素过敏史，有磺胺类药物过敏史。",
+    course="入院查血肌酐450μmol/L，eGFR 9ml/min/1.73m2，血钾6.3mmol/L。",
+    diagnoses=("慢性肾脏病5期", "急性心力衰竭", "消化性溃疡伴出血", "糖尿病酮症酸中毒"),
+)
+
+
+def test_a_drug_contraindicated_in_the_patient_is_warned_of_and_masked_where_asked(
+    vocabulary: Vocabulary, conflicts: ConflictTable
+) -> None:
+    rules = load_patient_rules()
+    facts = facts_of(ALLERGIC)
+    banned = {vocabulary.labels[place] for place in rules.contraindicated(facts, vocabulary.drugs)}
+    assert {"二甲双胍", "螺内酯", "盐酸吡格列酮片"} <= banned
+    assert not {"甘精胰岛素", "氨氯地平片"} & banned
+    warned = 0
+    for seed in range(6):
+        free = Recommender([model(seed=seed)], vocabulary, conflicts, audit=False)(ALLERGIC)
+        for drug in free.drugs:
+            said = {warning.tier for warning in drug.warnings if warning.kind == "patient"}
+            assert ("T1" in said) == (drug.label in banned)
+            warned += "T1" in said
+        kept = Recommender([model(seed=seed)], vocabulary, conflicts, audit=False, mask_patient=True)(ALLERGIC)
+        assert not set(kept.labels) & banned
+    assert warned > 0
+
+
+def test_generated_diagnoses_count_for_the_warnings(vocabulary: Vocabulary) -> None:
+    drug = Drug(label="二甲双胍", generic="二甲双胍", atc="A10BA02", p_step=1.0, p_include=None, masked_mass=0.0)
+    rules = load_patient_rules()
+    (with_it,) = with_patient_warnings([drug], PatientFacts(diagnoses=("糖尿病酮症酸中毒",)), vocabulary, rules)
+    (without,) = with_patient_warnings([drug], PatientFacts(diagnoses=("2型糖尿病",)), vocabulary, rules)
+    assert [warning.tier for warning in with_it.warnings] == ["T1"]
+    assert without.warnings == ()

@@ -31,6 +31,7 @@ SEEN_ONCE_NAMES = (
 SEEN_ONCE = SEEN_ONCE_NAMES.split()
 # Combination codes name a class instead of the second substance, a few codes cover more than one substance.
 WHO_NAMES_OTHERWISE = {
+    "A10BX17": "carfloglitazar",  # chiglitazar
     "C09BA04": "perindopril and diuretics",
     "C09DA01": "losartan and diuretics",
     "C09DA03": "valsartan and diuretics",

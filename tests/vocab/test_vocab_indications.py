@@ -69,7 +69,13 @@ def test_a_diagnosis_carries_the_drug_that_it_is_treated_with(diagnosis: str, ge
 
 @pytest.mark.parametrize(
     ("diagnosis", "generic"),
-    [("甲状腺功能减退症", "甲巯咪唑"), ("2型糖尿病", "左甲状腺素"), ("痛风", "二甲双胍"), ("癫痫", "阿卡波糖"), ("高血压", "舍曲林")],
+    [
+        ("甲状腺功能减退症", "甲巯咪唑"),
+        ("2型糖尿病", "左甲状腺素"),
+        ("痛风", "二甲双胍"),
+        ("癫痫", "阿卡波糖"),
+        ("高血压", "舍曲林"),
+    ],
 )
 def test_a_diagnosis_does_not_carry_a_drug_for_something_else(diagnosis: str, generic: str, tables: Indications) -> None:
     assert tables.carries(diagnosis, generic) is None
