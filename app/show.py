@@ -81,7 +81,7 @@ def print_recommendation(found: Recommendation) -> None:
 def drug_rows(found: Recommendation) -> list[tuple[int, str, str, str, float, int, str]]:
     """Rows of the drug table, in the order in which the model wrote the list; 排除 counts the labels that a drug rules out."""
     return [
-        (place, drug.label, drug.generic, drug.atc or "", drug.p_step, len(drug.kept_out), _warnings(drug))
+        (place, drug.label, drug.generic, _code(drug.atc), drug.p_step, len(drug.kept_out), _warnings(drug))
         for place, drug in enumerate(found.drugs, 1)
     ]
 
@@ -104,6 +104,11 @@ def remarks(found: Recommendation) -> list[str]:
         cuts = "，".join(f"{cut.section} {cut.tokens}" for cut in found.cuts)
         lines.append(f"病历超出模型训练时的长度，下列部分被截短（token 数）：{cuts}。")
     return [*lines, NO_DATA, RESEARCH_ONLY]
+
+
+def _code(atc: str) -> str:
+    """A WHO code as it stands; the class of a drug without one is marked as provisional."""
+    return f"{atc[1:]}（暂定）" if atc.startswith("~") else atc
 
 
 def _warnings(drug: Drug) -> str:

@@ -165,6 +165,37 @@ def matrix(
 
 
 @app.command()
+def pairs(
+    out: Annotated[Path, typer.Option("--out", help="CSV file to write.")],
+    vocab: VocabularyOption = None,
+    ddinter: DdinterOption = None,
+    interactions: InteractionsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write every pair that has an entry: its tier, and what each source says, a column a source."""
+    import csv
+
+    from yaofang.app.tables import show
+    from yaofang.vocab.conflicts import TABLES, load_conflicts
+    from yaofang.vocab.drugs import load_vocabulary
+    from yaofang.vocab.files import check_place, read_table, whole_file
+
+    check_place(out)
+    table = load_conflicts(load_vocabulary(vocab), extra=_extra(ddinter, interactions))
+    sources = [row for _, row in read_table(TABLES / "sources.tsv")]
+    used: Counter[str] = Counter()
+    with whole_file(out) as handle:
+        writer = csv.DictWriter(handle, ["a", "b", "tier", *(row["column"] for row in sources)], restval="-")
+        writer.writeheader()
+        for pair in table.columns():
+            writer.writerow(pair)
+            used.update(pair.keys() - {"a", "b", "tier"})
+    rows = [(row["column"], used[row["column"]], row["edition"], row["content"], row["licence"]) for row in sources]
+    data = [{**row, "pairs": used[row["column"]]} for row in sources]
+    show(str(out), ("来源", "对数", "版本", "内容", "许可"), rows, as_json=as_json, data=data)
+
+
+@app.command()
 def evidence(
     records: Annotated[Path, typer.Option("--records", help="Training records with 出院带药列表.")],
     out: Annotated[Path | None, typer.Option("--out", help="JSON file with every pair.")] = None,

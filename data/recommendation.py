@@ -47,6 +47,7 @@ class Drug:
     label: str
     generic: str
     atc: str
+    """WHO ATC code; `~A10BX` is a provisional class of a drug that WHO gives no code; empty if none."""
     p_step: float
     """Conditional probability of this drug at its place in the list, among what was allowed there."""
     p_include: float | None

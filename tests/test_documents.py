@@ -44,6 +44,7 @@ yaofang vocab conflicts 华法林 胺碘酮 --ddinter DIR --interactions FILE.cs
 yaofang vocab check LIST --out REPORT.json
 yaofang vocab match "阿托伐他汀钙片20mg(立普妥)" "二甲双胍0.5g tid，阿卡波糖 50mg" --json
 yaofang vocab matrix --out A.npz
+yaofang vocab pairs --out pairs.csv --json
 yaofang vocab evidence --records TRAIN.jsonl --out evidence.json --json
 yaofang predict --records FILE --out SUB --mask-patient
 yaofang bench vocabulary --out docs/results/vocabulary.json

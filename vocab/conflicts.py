@@ -71,6 +71,8 @@ class Reason:
     """contraindicated | major | moderate | minor | same_ingredient | same_class | whitelist"""
     text: str
     source: str
+    column: str = "own"
+    """The column of sources.tsv that it stands in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +156,23 @@ class ConflictTable:
                 found.setdefault(reason)
         is_named = any(reason.kind == "same_ingredient" for reason in found)
         if not is_named and (min(first, second), max(first, second)) in self._two_names:
-            found[Reason("same_ingredient", f"同一药物的两个名称：{a}、{b}", self._list_of(a, b))] = None
+            text = f"同一药物的两个名称：{a}、{b}"
+            found[Reason("same_ingredient", text, self._list_of(a, b), "same_ingredient")] = None
         return tuple(sorted(found, key=lambda reason: KINDS.index(reason.kind)))
 
     def _list_of(self, a: str, b: str) -> str:
         """Where it is written that both are one drug: in the bundled table, unless it does not know one of them."""
         known = all(self.vocabulary.drug(label).kind != "unlinked" for label in (a, b))
         return "yaofang: drugs.tsv" if known else self.vocabulary.source
+
+    def columns(self) -> Iterator[dict[str, str]]:
+        """Every pair with an entry as {a, b, tier, and the gravest level of each column of sources.tsv}."""
+        for first, second in np.argwhere(np.triu(self.tiers > 0)):
+            a, b = self.vocabulary.labels[first], self.vocabulary.labels[second]
+            said: dict[str, str] = {}
+            for reason in self.reasons(a, b):
+                said.setdefault(reason.column, reason.kind)
+            yield {"a": a, "b": b, "tier": f"T{self.tiers[first, second]}", **said}
 
     def no_data(self) -> tuple[str, ...]:
         """Labels with an ingredient (or all of the drug) outside the thesaurus' index: unknown, never `safe`."""
@@ -202,7 +214,7 @@ class ConflictTable:
 
     def _unit_reasons(self, a: Unit, b: Unit) -> Iterator[Reason]:
         if _one_ingredient(a, b):
-            yield Reason("same_ingredient", f"同一成分：{a.moiety}", "yaofang: drugs.tsv")
+            yield Reason("same_ingredient", f"同一成分：{a.moiety}", "yaofang: drugs.tsv", "same_ingredient")
         for terms in product(self._units.terms[a], self._units.terms[b]):
             inferred = terms[0] in self._units.inferred.get(a.ingredient, ()) or terms[1] in self._units.inferred.get(
                 b.ingredient, ()
@@ -240,7 +252,8 @@ def _reason(a: Unit, b: Unit, row: Row, inferred: bool) -> Reason:
     kind = "same_class" if row.level == NEVER else row.level
     detail = row.text if not row.text or row.text.startswith("（") else f"，{row.text}"
     mark = "（按同类推断）" if inferred or row.issuer == INFERRED else ""
-    return Reason(kind, f"{CHINESE[kind]}：{a.ingredient} × {b.ingredient}{detail}{mark}", row.source)
+    column = row.table if row.table != "own" or not mark else INFERRED
+    return Reason(kind, f"{CHINESE[kind]}：{a.ingredient} × {b.ingredient}{detail}{mark}", row.source, column)
 
 
 def _key(a: str, b: str) -> tuple[str, str]:

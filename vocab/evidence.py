@@ -38,6 +38,8 @@ class Row:
     text: str
     source: str
     """`issuer: document`; two rows of one issuer are one source."""
+    table: str = "user"
+    """The column of sources.tsv that it stands in."""
 
     @property
     def issuer(self) -> str:
@@ -163,19 +165,19 @@ def _inferred_members(folder: Path, classes: set[str]) -> dict[str, frozenset[st
 def load_rows(folder: Path, terms: Terms, ansm: Ansm) -> tuple[Row, ...]:
     """Every row of `TABLES_OF_ROWS` and of the thesaurus."""
     return (
-        *_table(folder / "same_class.tsv", "reason", (NEVER, *LEVELS), terms),
-        *_table(folder / "pairs.tsv", "mechanism", LEVELS, terms),
-        *_table(folder / "herb_pairs.tsv", "mechanism", LEVELS, terms),
-        *_table(folder / "inferred.tsv", "mechanism", LEVELS, terms),
-        *_table(folder / "whitelist.tsv", "reason", (WHITELIST,), terms),
+        *_table(folder / "same_class.tsv", "reason", (NEVER, *LEVELS), terms, "same_class"),
+        *_table(folder / "pairs.tsv", "mechanism", LEVELS, terms, "own"),
+        *_table(folder / "herb_pairs.tsv", "mechanism", LEVELS, terms, "own"),
+        *_table(folder / "inferred.tsv", "mechanism", LEVELS, terms, INFERRED),
+        *_table(folder / "whitelist.tsv", "reason", (WHITELIST,), terms, WHITELIST),
         *(_from_thesaurus(ansm)),
     )
 
 
-def _table(file: Path, text: str, levels: tuple[str, ...], terms: Terms) -> list[Row]:
+def _table(file: Path, text: str, levels: tuple[str, ...], terms: Terms, table: str) -> list[Row]:
     rows = []
     for number, cells in read_table(file):
-        row = Row(cells["a"], cells["b"], cells.get("level", WHITELIST), cells[text], cells["source"])
+        row = Row(cells["a"], cells["b"], cells.get("level", WHITELIST), cells[text], cells["source"], table)
         problem = _problem(row, levels, terms)
         if problem:
             raise InputError(problem[1], file=file, line=number, field=problem[0], way_out="Correct this row.")
@@ -205,6 +207,7 @@ def _from_thesaurus(ansm: Ansm) -> list[Row]:
             rule.level,
             rule.mechanism + (f"（{rule.condition}）" if rule.condition else ""),
             EDITION,
+            "ansm",
         )
         for rule in ansm.rules
     ]

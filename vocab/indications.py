@@ -76,6 +76,11 @@ class Indications:
         return tuple(sorted(found, key=lambda row: STRENGTHS.index(row.strength)))
 
 
+def carries(diagnosis: str, generic: str | Drug) -> Indication | None:
+    """`Indications.carries` of the bundled tables."""
+    return load_indications().carries(diagnosis, generic)
+
+
 @cache
 def load_indications(folder: Path = TABLES) -> Indications:
     """Read both tables. Raises InputError that names file, line and field for a name that no other table knows."""

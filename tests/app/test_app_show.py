@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from yaofang.app.cli import main
+from yaofang.app.show import drug_rows
 from yaofang.data.recommendation import Blocked, Cut, Diagnosis, Drug, KeptOut, Recommendation, Warning
 
 FOUND = Recommendation(
@@ -96,3 +97,9 @@ def test_a_line_break_in_a_given_diagnosis_does_not_break_its_row(tmp_path: Path
     file.write_text(json.dumps(broken.to_json()) + "\n", encoding="utf-8")
     assert run("show", str(file)) == 0
     assert any("慢性肾脏病 3期" in line and "病历给出" in line for line in capsys.readouterr().out.splitlines())
+
+
+def test_a_provisional_class_is_marked() -> None:
+    drug = Drug(label="依帕司他", generic="依帕司他", atc="~A10XX", p_step=0.5, p_include=None, masked_mass=0.0)
+    found = Recommendation(id="1-1", diagnoses=(), drugs=(drug,))
+    assert drug_rows(found)[0][3] == "A10XX（暂定）"

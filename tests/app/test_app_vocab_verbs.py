@@ -1,3 +1,4 @@
+import csv
 import json
 from pathlib import Path
 
@@ -129,3 +130,17 @@ def test_a_users_own_source_stands_beside_the_shipped_ones(tmp_path: Path) -> No
     file.write_text("a,b,level,mechanism,source\n依帕司他,甲钴胺,contraindicated,测试,某院: 规则\n", encoding="utf-8")
     (pair,) = json.loads(ask("conflicts", "依帕司他", "甲钴胺", "--interactions", str(file), "--json"))
     assert (pair["tier"], pair["sources"]) == ("T1", ["某院: 规则"])
+
+
+def test_pairs_writes_a_column_a_source(tmp_path: Path) -> None:
+    names = ["辛伐他汀片", "克拉霉素片", "阿托伐他汀钙片", "阿司匹林肠溶片", "氯吡格雷", "甲钴胺"]
+    (tmp_path / "list.txt").write_text("\n".join(names), encoding="utf-8")
+    sources = json.loads(ask("pairs", "--vocab", str(tmp_path / "list.txt"), "--out", str(tmp_path / "p.csv"), "--json"))
+    assert all(row["edition"] and row["licence"] for row in sources)
+    with (tmp_path / "p.csv").open(encoding="utf-8", newline="") as handle:
+        rows = {frozenset((row["a"], row["b"])): row for row in csv.DictReader(handle)}
+    first = rows[frozenset(("辛伐他汀片", "克拉霉素片"))]
+    assert (first["tier"], first["own"], first["ansm"]) == ("T1", "contraindicated", "contraindicated")
+    assert rows[frozenset(("辛伐他汀片", "阿托伐他汀钙片"))]["same_class"] == "same_class"
+    assert rows[frozenset(("阿司匹林肠溶片", "氯吡格雷"))]["whitelist"] == "whitelist"
+    assert frozenset(("甲钴胺", "氯吡格雷")) not in rows
