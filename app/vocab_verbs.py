@@ -105,18 +105,18 @@ def match(
 
 @app.command()
 def check(
-    file: Annotated[Path, typer.Argument(metavar="LIST", help="A hospital's list of names (.json, .txt, .tsv).")],
+    file: Annotated[Path, typer.Argument(metavar="LIST", help="A hospital's list of names (.json, .txt, .csv, .tsv).")],
     out: Annotated[Path | None, typer.Option("--out", help="JSON report to write.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Link every name of a list to its generic and ingredients, and name those that could not be linked."""
     from yaofang.app.tables import show
-    from yaofang.vocab.drugs import load_vocabulary
     from yaofang.vocab.files import check_place, whole_file
+    from yaofang.vocab.lists import read_names
     from yaofang.vocab.matching import meaning
 
     check_place(out)
-    report = {"labels": [meaning(label).to_json() for label in load_vocabulary(file).labels]}
+    report = {"labels": [meaning(label).to_json() for label in read_names(file)]}
     if out is not None:
         with whole_file(out) as handle:
             json.dump(report, handle, ensure_ascii=False, indent=1)
@@ -317,12 +317,16 @@ def _numbers(counts: dict[str, Any]) -> list[tuple[str, Any]]:
 def _extra(ddinter: Path | None, interactions: Path | None) -> list[Row]:
     if ddinter is None and interactions is None:
         return []
-    from yaofang.vocab.importers import ddinter_rows, interaction_rows
+    from yaofang.app.tables import say
+    from yaofang.vocab.importers import ddinter_rows, interaction_rows, known_substances
 
-    return [
+    rows = [
         *(ddinter_rows(ddinter) if ddinter is not None else ()),
         *(interaction_rows(interactions) if interactions is not None else ()),
     ]
+    used = sum({row.a, row.b} <= known_substances() for row in rows)
+    say(f"{len(rows)} imported rows, {used} about two substances that the lexicon knows")
+    return rows
 
 
 def _counted(file: Path | None) -> CoPrescription | None:

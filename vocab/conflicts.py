@@ -148,7 +148,7 @@ class ConflictTable:
         return sorted((conflict for conflict in found if conflict), key=lambda conflict: conflict.tier)
 
     def reasons(self, a: str, b: str) -> tuple[Reason, ...]:
-        """All that is said of two labels, the gravest first; a whitelist row alone gives a reason but no tier."""
+        """All that is said of two labels, the gravest first."""
         first, second = self.vocabulary.index(a), self.vocabulary.index(b)
         found: dict[Reason, None] = {}
         for units in product(self._units.of_label[first], self._units.of_label[second]):

@@ -7,7 +7,7 @@ nothing like it beside it. Knows strings only; `matching` decides what a repaire
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from pypinyin import Style, lazy_pinyin
@@ -27,23 +27,41 @@ FAMILIES = ("单抗", "双抗", "司亭", "替尼", "疫苗", "菌素")
 LONG = 5
 """Characters of a name in which a wrong one is repaired whatever it sounds like, if no other name is within two edits."""
 Spellings = Mapping[str, frozenset[str]]
+Names = Mapping[int, tuple[str, ...]]
 
 
-def repaired(name: str, spellings: Spellings, names: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+def by_length(names: Iterable[str]) -> dict[int, tuple[str, ...]]:
+    """Names of three characters and more, by their length: within n edits lie only lengths that differ by n at most."""
+    found: dict[int, list[str]] = {}
+    for name in names:
+        if len(name) > 2:
+            found.setdefault(len(name), []).append(name)
+    return {size: tuple(group) for size, group in found.items()}
+
+
+def _near(name: str, names: Names, edits: int, limit: int) -> list[str]:
+    return [
+        found
+        for size in range(len(name) - edits, len(name) + edits + 1)
+        for found, _, _ in process.extract(name, names.get(size, ()), scorer=OSA.distance, score_cutoff=edits, limit=limit)
+    ]
+
+
+def repaired(name: str, spellings: Spellings, names: Names) -> tuple[str | None, tuple[str, ...]]:
     """The generic that a damaged `name` means, or None; and the generics within one edit of it.
 
-    `names` are the keys of `spellings` to compare with. Lengths under 3 are never repaired.
+    `names` are the keys of `spellings` to compare with (`by_length`). Lengths under 3 are never repaired.
     """
     if len(name) < 3:
         return None, ()
-    near = [found for found, _, _ in process.extract(name, names, scorer=OSA.distance, score_cutoff=1, limit=20)]
+    near = _near(name, names, 1, 20)
     generics = sorted({generic for found in near for generic in spellings[found]})
     if len(generics) == 1 and any(_may_repair(name, found, spellings, names) for found in near):
         return generics[0], tuple(generics)
     return None, tuple(generics)
 
 
-def _may_repair(name: str, meant: str, spellings: Spellings, names: tuple[str, ...]) -> bool:
+def _may_repair(name: str, meant: str, spellings: Spellings, names: Names) -> bool:
     if len(meant) == len(name) + 1:
         lost = _lost(name, meant)
         return lost not in MODIFIERS and not lost.isascii() and (len(name) > 3 or meant.startswith(lost))
@@ -62,9 +80,8 @@ def _may_repair(name: str, meant: str, spellings: Spellings, names: tuple[str, .
     return long and not {wrong, right} & TELLING and _alone(name, spellings[meant], spellings, names)
 
 
-def _alone(name: str, generics: frozenset[str], spellings: Spellings, names: tuple[str, ...]) -> bool:
-    near = process.extract(name, names, scorer=OSA.distance, score_cutoff=2, limit=40)
-    return all(spellings[found] <= generics for found, _, _ in near)
+def _alone(name: str, generics: frozenset[str], spellings: Spellings, names: Names) -> bool:
+    return all(spellings[found] <= generics for found in _near(name, names, 2, 40))
 
 
 def _lost(name: str, meant: str) -> str:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
+from yaofang.vocab.ansm import load_ansm
 from yaofang.vocab.errors import InputError
-from yaofang.vocab.evidence import LEVELS, Row
+from yaofang.vocab.evidence import LEVELS, Row, load_terms
 from yaofang.vocab.lexicon import load_lexicon
 from yaofang.vocab.matching import meaning
 
 DDINTER = {"Major": "major", "Moderate": "moderate", "Minor": "minor"}
 """Level of DDInter -> level of a row; `Unknown` says nothing and is left out."""
 DDINTER_COLUMNS = ("Drug_A", "Drug_B", "Level")
+TABLES = Path(__file__).parent / "default"
 COLUMNS = ("a", "b", "level", "mechanism", "source")
 
 
@@ -46,19 +49,21 @@ def ddinter_rows(folder: str | Path) -> list[Row]:
 def interaction_rows(file: str | Path) -> list[Row]:
     """The rows of a CSV with the columns a, b, level, mechanism, source; UTF-8.
 
-    a and b are INN in lower case, or Chinese names that the lexicon ties to one ingredient; level is contraindicated, major,
+    a and b are INN (US names too), or Chinese names that the lexicon ties to one ingredient; level is contraindicated, major,
     moderate or minor; source is written `issuer: document`. Raises InputError that names line and field.
     """
     path = Path(file)
     rows = []
     for line, row in _rows(path, COLUMNS):
-        if row["level"] not in LEVELS:
-            way_out = f"Write one of {', '.join(LEVELS)}."
+        level = row["level"].lower()
+        if level not in LEVELS:
+            way_out = f"Write one of {', '.join(LEVELS)} (and close every quotation mark of the file)."
             raise InputError(f"{row['level']!r} is no level", file=path, line=line, field="level", way_out=way_out)
-        if ":" not in row["source"]:
+        issuer, _, document = row["source"].partition(":")
+        if not issuer.strip() or not document.strip():
             raise InputError("not `issuer: document`", file=path, line=line, field="source", way_out="Name who says so.")
         a, b = (_ingredient(row[side], path, line, side) for side in ("a", "b"))
-        rows.append(Row(a, b, row["level"], row["mechanism"], row["source"]))
+        rows.append(Row(a, b, level, row["mechanism"], row["source"]))
     return rows
 
 
@@ -72,18 +77,31 @@ def _rows(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str,
                 raise InputError(f"there is no column {missing[0]}", file=file, line=1, field=missing[0], way_out=way_out)
             for row in reader:
                 yield reader.line_num, {column: (row[column] or "").strip() for column in columns}
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot be read ({type(error).__name__})", file=file, way_out="Give a UTF-8 CSV file.") from None
 
 
 def _inn(name: str) -> str:
-    return name.strip().lower()
+    plain = name.strip().lower()
+    return load_terms(TABLES).spelling.get(plain, plain)
+
+
+@cache
+def known_substances() -> frozenset[str]:
+    """Every INN that a drug of the lexicon, the thesaurus or a class holds: a row about anything else has no effect."""
+    terms = load_terms(TABLES)
+    held = {name for entries in load_lexicon().entries.values() for entry in entries for name in entry.ingredients}
+    listed = frozenset().union(*terms.classes.values())
+    return frozenset({*held, *(terms.moiety.get(name, name) for name in held), *load_ansm(TABLES).links, *listed})
 
 
 def _ingredient(name: str, file: Path, line: int, field: str) -> str:
     """An INN as it stands, or the one ingredient of a Chinese name."""
     if name and name.isascii():
-        return _inn(name)
+        if _inn(name) in known_substances():
+            return _inn(name)
+        way_out = "Write the INN as the lexicon has it (yaofang vocab match 药名 --json shows ingredients)."
+        raise InputError(f"{name!r} is no substance of the lexicon", file=file, line=line, field=field, way_out=way_out)
     found = meaning(name)
     entries = load_lexicon().entries.get(found.drug.generic, ()) if found.drug.ingredients else ()
     if len(found.drug.ingredients) != 1 or not entries:

@@ -23,7 +23,7 @@ TABLES = Path(__file__).parent / "default"
 STRENGTHS = ("first_line", "common", "adjunct")
 """From a guideline's first choice to what is added for symptoms; Chinese patent medicines are at most `adjunct`."""
 
-_DOUBT = re.compile(r"[?？]|待[排查]|可能|疑似|不除外")
+_DOUBT = re.compile(r"[?？]|待[排查]|可能|疑似|可疑|除外|排除|否认|家族史|^无")
 _NOISE = re.compile(r"[\s（）()【】\[\],，.。:：\-—/]")
 
 
@@ -59,10 +59,12 @@ class Indications:
     def recognise(self, written: str) -> tuple[str, ...]:
         """The diagnoses of the table that a written one names, the longest wording first; a part of another is left out.
 
+        A diagnosis in doubt, denied or of the family (待排, ？, 否认, 家族史) names none.
+
         >>> load_indications().recognise("2型糖尿病 伴周围神经病变")  # doctest: +SKIP
         ('2型糖尿病', ...)
         """
-        return _recognise(_wordings(self), _plain(written))
+        return () if _DOUBT.search(written) else _recognise(_wordings(self), _plain(written))
 
     def carries(self, diagnosis: str, generic: str | Drug) -> Indication | None:
         """The strongest row by which a written diagnosis carries a generic (or a drug), or None: nothing known."""
@@ -145,4 +147,4 @@ def _recognise(wordings: tuple[tuple[str, str], ...], plain: str) -> tuple[str, 
 def _plain(name: str) -> str:
     text = unicodedata.normalize("NFKC", name)
     text = text.replace("Ⅰ", "I").replace("II型", "2型").replace("I型", "1型").replace("二型", "2型").replace("一型", "1型")
-    return _NOISE.sub("", _DOUBT.sub("", text)).upper()
+    return _NOISE.sub("", text).upper()

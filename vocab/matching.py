@@ -6,11 +6,12 @@ comes with the candidates. What is no drug at all, and what reads like a Chinese
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
-from yaofang.vocab.damaged import repaired
+from yaofang.vocab.damaged import by_length, repaired
 from yaofang.vocab.drugs import Drug, Vocabulary, load_vocabulary
 from yaofang.vocab.lexicon import bundled_keys, drug_of, load_lexicon, one_meaning
 from yaofang.vocab.naming import clean, form_of, normalise, route_of_form, without_form, without_salt
@@ -18,6 +19,7 @@ from yaofang.vocab.unlisted import is_no_drug, reads_like_patent_medicine
 
 __all__ = ["Match", "Meaning", "generic_of", "link", "match", "meaning", "normalise"]
 
+_NUMBERED = re.compile(r"^\s*\d{1,2}[.、)]")
 SEVERAL = "several"
 """A way of writing that the tables give to more than one generic."""
 _SYSTEMIC = ("oral", "sublingual", "injection")
@@ -137,7 +139,7 @@ def _resolve(name: str, vocabulary: Vocabulary | None) -> tuple[str | None, str,
 
 def _repair(written: str, beside: set[str]) -> tuple[str | None, str, tuple[str, ...]]:
     """The generic of a damaged name; brackets that name a drug must agree."""
-    spellings, names = load_lexicon().spellings, _long_names()
+    spellings, names = load_lexicon().spellings, _by_length()
     bare = without_salt(without_form(written))
     near: list[str] = []
     for form in dict.fromkeys((without_form(written), bare)):
@@ -153,7 +155,14 @@ def _first_known(name: str, cleaned: str, vocabulary: Vocabulary | None) -> tupl
     if not cleaned:
         return frozenset(), "none"
     bare = without_form(cleaned)
-    ways = ((name, "alias"), (cleaned, "normalised"), (bare, "normalised"), (without_salt(bare), "normalised"))
+    ways = (
+        (name, "alias"),
+        (cleaned, "normalised"),
+        (bare, "normalised"),
+        (without_salt(bare), "normalised"),
+        (bare.replace("/", ""), "normalised"),  # 左旋多巴/苄丝肼
+        (clean(_NUMBERED.sub("", name)).text, "normalised"),  # a list number before a name that begins with digits
+    )
     known = ((_generics(key, vocabulary), method) for key, method in ways)
     return next(((generics, method) for generics, method in known if generics), (frozenset(), "none"))
 
@@ -177,9 +186,9 @@ def _keys(vocabulary: Vocabulary) -> dict[str, frozenset[str]]:
 
 
 @cache
-def _long_names() -> tuple[str, ...]:
-    """The spellings that a damaged name is compared with."""
-    return tuple(name for name in load_lexicon().spellings if len(name) > 2)
+def _by_length() -> dict[int, tuple[str, ...]]:
+    """The spellings that a damaged name is compared with, by their length."""
+    return by_length(load_lexicon().spellings)
 
 
 def _route(name: str, form: str | None) -> str | None:

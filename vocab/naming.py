@@ -43,17 +43,20 @@ _FORMS_BY_ROUTE = {
 _ROUTE_OF_FORM = {form: route for route, forms in _FORMS_BY_ROUTE.items() for form in forms.split()}
 _FORMS_LONGEST_FIRST = sorted(_ROUTE_OF_FORM, key=len, reverse=True)
 
+_INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")
 _MARKS = re.compile(r"[®™©△▲★☆◆●]")
 _LIST_NUMBER = re.compile(r"^\s*\(?\d{1,2}[.、)]\s*(?=\D)")
 _LIST_NUMBERS = re.compile(r"(^|[\s，、；;。])\(?\d{1,2}[.、．)）](?=\s*[^\d\s])")
 _BRACKETS = re.compile(r"\(([^()]*)\)|\[([^\[\]]*)\]|【([^【】]*)】|〔([^〔〕]*)〕|<([^<>]*)>")
 _PREMIX = re.compile(r"^(?:预混|混合|笔芯)?(\d{2}(?:/\d{2})?R?|[RN])$", re.I)
 _INSULIN = re.compile(r"胰岛素|诺和[灵锐]|优泌[林乐]|甘舒霖|[秀舒]霖")
-_NUMBER = r"(?<![A-Za-z0-9./])\d+(?:\.\d+)?"
-_AMOUNT = _NUMBER + r"\s*(?:万|亿)?\s*(?:mg|g|kg|ug|mcg|μg|ml|l|iu|u|mmol|毫克|微克|克|毫升|升|国际单位|单位|%)(?![A-Za-z])"
-_COUNT = _NUMBER + r"\s*(?:片|粒|支|袋|盒|瓶|丸|滴|喷|揿|吸|包|枚|贴|板|s\b)"
+_DIGITS = r"\d+(?:\.\d+)?"
+_FIRST = r"(?<![A-Za-z0-9./])"
+_UNIT = r"\s*(?:万|亿)?\s*(?:mg|g|kg|ug|mcg|μg|ml|l|iu|u|mmol|毫克|微克|克|毫升|升|国际单位|单位|%)(?![A-Za-z])"
+_AMOUNT = _DIGITS + _UNIT
+_COUNT = _DIGITS + r"\s*(?:片|粒|支|袋|盒|瓶|丸|滴|喷|揿|吸|包|枚|贴|板|s\b)"
 _DOSE = re.compile(
-    rf"(?:[早中晚]\s*)?(?:{_AMOUNT}|{_COUNT})(?:\s*[:/*×x·]\s*(?:(?:{_AMOUNT}|{_COUNT})|盒|瓶|支|片|粒|袋|板|\d{{1,3}}(?![\d.A-Za-z])))*",
+    rf"(?:[早中晚]\s*)?{_FIRST}(?:{_DIGITS}/)?(?:{_AMOUNT}|{_COUNT})(?:\s*[:/*×x·]\s*(?:(?:{_AMOUNT}|{_COUNT})|盒|瓶|支|片|粒|袋|板|日|天|次|晚|\d{{1,3}}(?![\d.A-Za-z])))*",
     re.I,
 )
 _TIMES = r"[一二两三四五六七八九十半每隔\d.]*"
@@ -102,7 +105,7 @@ class CleanName(NamedTuple):
 
 def clean(text: str) -> CleanName:
     """Take off list numbers, brackets, dose, frequency, device and maker; half-width, capitals, no blanks."""
-    plain = _LIST_NUMBER.sub("", _MARKS.sub("", unicodedata.normalize("NFKC", text)))
+    plain = _LIST_NUMBER.sub("", _MARKS.sub("", _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))))
     plain, asides, premix = _without_brackets(plain)
     plain = _FREQUENCY.sub(" ", _DOSE.sub(" ", plain)).strip(_EDGES)
     plain = _MAKER.sub("", plain).strip(_EDGES)
@@ -122,7 +125,8 @@ def normalise(text: str) -> str:
     return without_salt(without_form(clean(text).text))
 
 
-_BETWEEN_NAMES = re.compile(r"[，、；;\n\r\t。|]|,(?!\d{3})|(?<=\s)(?=\d{1,2}[.)、．]\s*[^\d\s])")
+_HEADER = re.compile(r"^\s*(?:出院带药|带药|用药|处方|医嘱)\s*[:：]")
+_BETWEEN_NAMES = re.compile(r"[，、；;\n\r\t。|]|\s\+\s|,(?!\d{3})|(?<=\s)(?=\d{1,2}[.)、．]\s*[^\d\s])")
 
 
 def names_in(text: str) -> list[str]:
@@ -131,8 +135,8 @@ def names_in(text: str) -> list[str]:
     >>> names_in("二甲双胍0.5g tid，阿卡波糖 50mg")
     ['二甲双胍0.5g tid', '阿卡波糖 50mg']
     """
-    parts = (part.strip() for part in _BETWEEN_NAMES.split(_LIST_NUMBERS.sub(r"\1\n", text)))
-    return [part for part in parts if part and not re.fullmatch(r"[\d.()（）\s]+", part)]
+    parts = (part.strip() for part in _BETWEEN_NAMES.split(_LIST_NUMBERS.sub(r"\1\n", _HEADER.sub("", text))))
+    return [part for part in parts if part and clean(part).text and not re.fullmatch(r"[\d.()（）\s]+", part)]
 
 
 def form_of(name: str) -> str | None:

@@ -21,6 +21,7 @@ from yaofang.vocab.drugs import Drug
 from yaofang.vocab.errors import InputError
 from yaofang.vocab.evidence import HERB, SYSTEMIC, Terms, Unit, load_terms
 from yaofang.vocab.files import read_table
+from yaofang.vocab.matching import meaning
 
 TABLES = Path(__file__).parent / "default"
 FILES = ("patient_rules.tsv", "conditions.tsv", "allergies.tsv")
@@ -176,14 +177,14 @@ class PatientRules:
 
     def allergies(self, facts: PatientFacts) -> frozenset[str]:
         """IDs of allergies.tsv that the patient's allergies name."""
-        texts = [_plain(text) for text in facts.allergies]
+        texts = [_plain(name) for text in facts.allergies for name in (text, meaning(text).drug.generic)]
         return frozenset(name for name, pattern in self._allergies.items() if any(map(pattern.fits, texts)))
 
     def warnings(self, facts: PatientFacts, drug: Drug) -> tuple[PatientWarning, ...]:
         """What the tables say of this drug in this patient, the gravest first; empty is `no entry`, never `safe`."""
         terms = self._terms_of(drug)
         found = [_at_level(rule.warning, level) for rule in self._active(facts) if (level := terms.level(rule))]
-        if any(_names(drug, _plain(text)) for text in facts.allergies):
+        if any(_names(drug, _plain(text)) or _same_substance(drug, text) for text in facts.allergies):
             found.append(_own_allergy(drug))
         once = {(warning.level, warning.text, warning.source): warning for warning in reversed(found)}
         return tuple(sorted(reversed(once.values()), key=lambda warning: LEVELS.index(warning.level)))
@@ -330,6 +331,11 @@ def _repeated(condition: str, drugs: Sequence[str], first: Mapping[tuple[str, st
 
 def _at_level(warning: PatientWarning, level: str) -> PatientWarning:
     return warning if level == warning.level else replace(warning, level=level, text=f"所含中药成分：{warning.text}")
+
+
+def _same_substance(drug: Drug, text: str) -> bool:
+    """Whether an allergy, by a brand or another name, is to a drug that shares an ingredient with this one."""
+    return not set(meaning(text).drug.ingredients).isdisjoint(drug.ingredients)
 
 
 def _terms_of(drug: Drug, terms: Terms) -> DrugTerms:

@@ -22,11 +22,11 @@ def tier_of(contraindicated: Bools, majors: Tiers, moderate: Bools, minor: Bools
 
     T1: contraindicated, or major in two independent sources (`majors` counts issuers), or one ingredient or class
     `twice`. T2: any other major, or a dose change or monitoring is asked for, or a T1 that is whitelisted as standard
-    care. T3: to be noted. 0: no source says anything.
+    care. T3: to be noted, or whitelisted and nothing else. 0: no source says anything.
     """
     masked = contraindicated | (majors >= 2) | twice
     warned = (majors >= 1) | moderate | (masked & whitelisted)
-    return np.select([masked & ~whitelisted, warned, minor], [1, 2, 3], 0).astype(np.uint8)
+    return np.select([masked & ~whitelisted, warned, minor | whitelisted], [1, 2, 3], 0).astype(np.uint8)
 
 
 def unit_tiers(

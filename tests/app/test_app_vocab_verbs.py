@@ -144,3 +144,27 @@ def test_pairs_writes_a_column_a_source(tmp_path: Path) -> None:
     assert rows[frozenset(("辛伐他汀片", "阿托伐他汀钙片"))]["same_class"] == "same_class"
     assert rows[frozenset(("阿司匹林肠溶片", "氯吡格雷"))]["whitelist"] == "whitelist"
     assert frozenset(("甲钴胺", "氯吡格雷")) not in rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "阿卡波糖\r\n\r\n 二甲双胍 \r\n阿卡波糖\r\n\r\n".encode("utf-8-sig")),
+        ("b.txt", "阿卡波糖\n二甲双胍\n阿卡波糖".encode("gb18030")),
+        ("c.txt", "阿卡波糖\n二甲双胍\n阿卡波糖".encode("utf-16")),
+        ("d.csv", '编码,药品名称\n1,阿卡波糖\n2,"二甲双胍"\n\n3,阿卡波糖\n'.encode()),
+        ("e.tsv", "label\tn\n阿卡波糖\t1\n二甲双胍\n阿卡波糖\t3\n".encode()),
+        ("f.json", '["阿卡波糖", "二甲双胍", "", "阿卡波糖"]'.encode()),
+    ],
+)
+def test_check_reads_a_list_however_it_was_saved(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    report = json.loads(ask("check", str(tmp_path / name), "--json"))
+    assert [row["generic"] for row in report["labels"]] == ["阿卡波糖", "二甲双胍", "阿卡波糖"]
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.json", b"[" * 100_000), ("b.json", b'{"a": 1}'), ("c.txt", b"\n\n")])
+def test_check_refuses_what_is_no_list(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError):
+        RUNNER.invoke(app, ["check", str(tmp_path / name)], catch_exceptions=False)

@@ -197,7 +197,7 @@ def test_a_suppository_is_systemic(table: ConflictTable) -> None:
 
 
 def test_insulins_are_compared_by_action(table: ConflictTable) -> None:
-    assert tier(table, "甘精胰岛素", "门冬胰岛素") == 0
+    assert tier(table, "甘精胰岛素", "门冬胰岛素") == 3
     assert tier(table, "甘精胰岛素", "诺和锐30") == 2
     assert tier(table, "门冬胰岛素", "诺和锐30") == 3
     assert tier(table, "诺和灵30R", "诺和灵50R") == 1
@@ -218,8 +218,8 @@ def test_a_whitelisted_duplicate_is_warned_not_masked(table: ConflictTable) -> N
     assert {reason.kind for reason in found.reasons} == {"same_ingredient", "whitelist"}
 
 
-def test_a_whitelisted_pair_without_an_entry_has_a_reason_and_no_tier(table: ConflictTable) -> None:
-    assert table.between("缬沙坦胶囊", "氨氯地平片") is None
+def test_standard_care_that_no_source_warns_of_is_noted_and_never_silent(table: ConflictTable) -> None:
+    assert tier(table, "缬沙坦胶囊", "氨氯地平片") == 3
     assert [reason.kind for reason in table.reasons("缬沙坦胶囊", "氨氯地平片")] == ["whitelist"]
 
 
@@ -327,7 +327,7 @@ def test_the_tier_is_decided_by_levels_sources_and_the_whitelist() -> None:
         (0, 2, 0, 0, 0, 1): 2,
         (0, 0, 0, 0, 1, 1): 2,
         (0, 0, 0, 1, 0, 1): 3,
-        (0, 0, 0, 0, 0, 1): 0,
+        (0, 0, 0, 0, 0, 1): 3,
     }
     columns = np.array(list(cases)).T
     flags = [column.astype(np.bool_) for column in columns]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from yaofang.vocab.damaged import repaired
+from yaofang.vocab.damaged import by_length, repaired
 from yaofang.vocab.lexicon import load_lexicon
 from yaofang.vocab.matching import generic_of, meaning
 from yaofang.vocab.unlisted import is_no_drug, reads_like_patent_medicine
@@ -33,14 +33,14 @@ def test_a_name_near_several_drugs_is_left_alone(written: str) -> None:
 
 def test_a_lost_character_that_makes_another_drug_is_not_put_back() -> None:
     names = {"左卡尼汀": frozenset({"左卡尼汀"}), "异维A酸": frozenset({"异维A酸"})}
-    assert repaired("卡尼汀", names, tuple(names)) == (None, ("左卡尼汀",))
-    assert repaired("维A酸", names, tuple(names)) == (None, ("异维A酸",))
+    assert repaired("卡尼汀", names, by_length(names)) == (None, ("左卡尼汀",))
+    assert repaired("维A酸", names, by_length(names)) == (None, ("异维A酸",))
 
 
 def test_a_wrong_digit_or_letter_is_never_repaired() -> None:
     names = {"诺和灵30R": frozenset({"人胰岛素30R"}), "维生素B12": frozenset({"维生素B12"})}
-    assert repaired("诺和灵40R", names, tuple(names))[0] is None
-    assert repaired("维生素B11", names, tuple(names))[0] is None
+    assert repaired("诺和灵40R", names, by_length(names))[0] is None
+    assert repaired("维生素B11", names, by_length(names))[0] is None
 
 
 def test_a_generic_that_the_lexicon_lacks_is_hardly_ever_repaired_into_another() -> None:
@@ -48,9 +48,8 @@ def test_a_generic_that_the_lexicon_lacks_is_hardly_ever_repaired_into_another()
     spellings = load_lexicon().spellings
     drugs = [name for name, entries in load_lexicon().entries.items() if entries[0].kind == "drug" and len(name) > 2]
     taken = []
-    names = tuple(name for name in spellings if len(name) > 2)
     for drug in drugs[::9]:
-        left = tuple(name for name in names if drug not in spellings[name])
+        left = by_length(name for name in spellings if drug not in spellings[name])
         found, _ = repaired(drug, spellings, left)
         if "low molecular weight heparin" in load_lexicon().entries[drug][0].ingredients:
             continue  # 低分子量肝素 without its salt is any of them; with 钙 it is nadroparin, by the list's own row

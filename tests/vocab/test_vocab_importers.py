@@ -77,3 +77,19 @@ def test_a_folder_or_file_of_another_shape_is_refused(tmp_path: Path) -> None:
     (tmp_path / "y").mkdir()
     with pytest.raises(InputError, match="no level"):
         ddinter_rows(ddinter(tmp_path / "y", "D1,A,D2,B,Severe"))
+
+
+def test_us_names_of_a_source_reach_the_inn(tmp_path: Path) -> None:
+    rows = interaction_rows(own(tmp_path, "Glyburide,Rifampin,Major,测试,甲: 乙"))
+    assert [(row.a, row.b, row.level) for row in rows] == [("glibenclamide", "rifampicin", "major")]
+    (tmp_path / "dd").mkdir()
+    found = ddinter_rows(ddinter(tmp_path / "dd", "D1,Acetaminophen,D2,Warfarin,Major"))
+    assert {found[0].a, found[0].b} == {"paracetamol", "warfarin"}
+
+
+@pytest.mark.parametrize(
+    "row", ["metforminn,acarbose,major,x,甲: 乙", "metformin,acarbose,major,x,:", "metformin,acarbose,major,x,甲:"]
+)
+def test_a_misspelt_substance_or_a_source_without_a_name_is_refused(row: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        interaction_rows(own(tmp_path, row))

@@ -9,6 +9,7 @@ from yaofang.vocab.drugs import Drug, Vocabulary, load_vocabulary
 from yaofang.vocab.files import read_table
 from yaofang.vocab.lexicon import FOLDER
 from yaofang.vocab.matching import generic_of, link, match, normalise
+from yaofang.vocab.naming import names_in
 
 VOCABULARY = load_vocabulary()
 ALIASES = FOLDER / "aliases.tsv"
@@ -209,3 +210,30 @@ def test_a_label_with_dose_maker_and_frequency_is_still_that_label(drug: Drug, a
     found = match(before + drug.label + after, VOCABULARY)
     assert found.drug is not None
     assert found.drug.generic == drug.generic
+
+
+@pytest.mark.parametrize(
+    ("text", "generic"),
+    [
+        ("缬沙坦氨氯地平片80mg/5mg", "缬沙坦氨氯地平"),
+        ("厄贝沙坦氢氯噻嗪片150mg/12.5mg", "厄贝沙坦氢氯噻嗪"),
+        ("甘精胰岛素注射液300IU/3ml", "甘精胰岛素"),
+        ("门冬胰岛素30注射液300u/3ml/支", "门冬胰岛素30"),
+        ("硝苯地平控释片30mg/日", "硝苯地平"),
+        ("甲钴胺片0.5mg/次", "甲钴胺"),
+        ("布地奈德福莫特罗粉吸入剂160/4.5ug", "布地奈德福莫特罗"),
+        ("阿卡波糖\u200b", "阿卡波糖"),
+        ("左旋多巴/苄丝肼", "多巴丝肼"),
+        ("1.30/70混合重组人胰岛素", "人胰岛素30R"),
+        ("阿司匹林肠溶片100mg*30", "阿司匹林"),
+        ("吸入用布地奈德混悬液", "布地奈德"),
+    ],
+)
+def test_names_as_notes_write_them_lead_to_their_generic(text: str, generic: str) -> None:
+    assert generic_of(text) == generic
+
+
+def test_a_free_text_list_is_cut_into_names() -> None:
+    assert names_in("出院带药：二甲双胍 0.5g 每日三次 + 格列美脲 2mg qd") == ["二甲双胍 0.5g 每日三次", "格列美脲 2mg qd"]
+    assert names_in("1.阿卡波糖 50mg，3次/日；2、甲钴胺 0.5mg tid。") == ["阿卡波糖 50mg", "甲钴胺 0.5mg tid"]
+    assert names_in("") == []

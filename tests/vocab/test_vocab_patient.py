@@ -228,3 +228,11 @@ def test_a_wrong_row_is_refused_with_file_line_and_field(tmp_path, table, row, f
         load_patient_rules(folder)
     assert (caught.value.file, caught.value.field) == (str(folder / table), field)
     assert caught.value.line == before.count("\n") + 1
+
+
+def test_an_allergy_to_a_brand_is_one_to_its_substance_and_its_class() -> None:
+    rules = load_patient_rules()
+    vocabulary = load_vocabulary()
+    statin = rules.warnings(PatientFacts(allergies=("立普妥",)), vocabulary.drug("阿托伐他汀钙片"))
+    assert {warning.level for warning in statin} == {"contraindicated"}
+    assert rules.warnings(PatientFacts(allergies=("立普妥",)), vocabulary.drug("阿卡波糖")) == ()
