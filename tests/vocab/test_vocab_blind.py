@@ -1,6 +1,7 @@
 """Lists that were written without a look at the tables: names as hospitals write them, pairs of three kinds, patients.
 
-What they ask is what the tables are for. A row that is missed is listed by the failing test; the shares are floors, not goals.
+The figures of their first run stand in docs/vocabulary.md. What was missed was corrected since, so what they ask now is that it
+stays so; a row that is missed is listed by the failing test.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import pytest
 from yaofang.vocab.conflicts import ConflictTable, load_conflicts
 from yaofang.vocab.drugs import Vocabulary
 from yaofang.vocab.files import read_table
-from yaofang.vocab.matching import Meaning, generic_of, meaning
+from yaofang.vocab.matching import Meaning, generic_of, meaning, normalise
 from yaofang.vocab.patient import PatientFacts, load_patient_rules
 
 HERE = Path(__file__).parent
@@ -28,7 +29,7 @@ def same(found: Meaning, expected: str) -> bool:
     """Whether a meaning is the expected generic, by name or by ingredients (a list may name a mixture in another way)."""
     wanted = meaning(expected).drug
     drug = found.drug
-    return drug.generic in (expected, wanted.generic) or bool(
+    return normalise(drug.generic) in (normalise(expected), normalise(wanted.generic)) or bool(
         drug.ingredients and set(drug.ingredients) == set(wanted.ingredients)
     )
 
@@ -37,7 +38,9 @@ def same(found: Meaning, expected: str) -> bool:
 def table() -> ConflictTable:
     names = sorted({name for pairs in PAIRS.values() for pair in pairs for name in pair})
     linked = (meaning(name).drug for name in names)
-    return load_conflicts(Vocabulary(tuple(drug for drug in linked if drug.kind != "unlinked")))
+    known = tuple(drug for drug in linked if drug.kind != "unlinked")
+    assert len(known) >= len(names) - 3, "names that the lexicon lacks count as pairs without a tier"
+    return load_conflicts(Vocabulary(known))
 
 
 def tiers(table: ConflictTable, kind: str) -> dict[tuple[str, str], int]:
@@ -51,7 +54,7 @@ def test_no_written_name_is_linked_to_a_different_drug() -> None:
     wrong = [
         (row["written"], found.drug.generic, row["generic"])
         for row in NAMES
-        if (found := meaning(row["written"])).drug.kind == "drug"
+        if (found := meaning(row["written"])).drug.kind in ("drug", "patent_medicine")
         and (row["kind"] in ("not_a_drug", "ambiguous") or not same(found, row["generic"]))
     ]
     assert wrong == []
@@ -66,7 +69,7 @@ def test_at_least_92_of_100_written_names_are_linked() -> None:
 def test_what_is_no_drug_is_said_to_be_none() -> None:
     rows = [row["written"] for row in NAMES if row["kind"] == "not_a_drug"]
     missed = [name for name in rows if meaning(name).drug.kind != "not_a_drug"]
-    assert len(missed) <= 0.2 * len(rows), missed
+    assert missed == []
 
 
 def test_an_ambiguous_name_is_left_unlinked() -> None:
@@ -85,7 +88,7 @@ def test_pairs_to_adjust_or_monitor_have_a_tier_and_few_are_t1(table: ConflictTa
     assert len(found) >= 80
     without = [pair for pair, tier in found.items() if tier == 0]
     masked = [pair for pair, tier in found.items() if tier == 1]
-    assert len(without) <= 0.03 * len(found), without
+    assert without == []
     assert len(masked) <= len(found) * 3 / 13, masked
 
 
@@ -116,20 +119,20 @@ def level(row: dict[str, str]) -> str:
     return found[0].level if found else "none"
 
 
-def test_nine_of_ten_contraindications_by_patient_are_found() -> None:
+def test_contraindications_by_patient_are_found() -> None:
     rows = [row for row in CASES if row["expected"] == "contraindicated"]
     missed = [(row["facts"], row["drug"], level(row)) for row in rows if level(row) != "contraindicated"]
-    assert len(missed) <= 0.1 * len(rows), missed
+    assert missed == []
 
 
 def test_cautions_are_warned_of() -> None:
     rows = [row for row in CASES if row["expected"] == "caution"]
     missed = [(row["facts"], row["drug"]) for row in rows if level(row) == "none"]
-    assert len(missed) <= 0.2 * len(rows), missed
+    assert missed == []
 
 
 def test_what_only_looks_like_a_contraindication_is_not_one() -> None:
     rows = [row for row in CASES if row["expected"] == "none"]
     wrong = [(row["facts"], row["drug"]) for row in rows if level(row) == "contraindicated"]
     assert len(rows) >= 15
-    assert len(wrong) <= 1, wrong
+    assert wrong == []
