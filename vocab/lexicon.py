@@ -76,7 +76,7 @@ def load_lexicon() -> Lexicon:
     entries: dict[str, dict[str, Entry]] = {}
     for entry in (*_bundled(bundled), *_areas(), *_patent_medicines()):
         entries.setdefault(entry.generic, {}).setdefault(entry.route, entry)
-    spellings = _spellings([bundled_keys(bundled), _names(entries), ({}, _without_forms(bundled))])
+    spellings = _spellings([bundled_keys(bundled), _names(entries), ({}, _without_forms(bundled)), ({}, _inns(entries))])
     herbs = dict(_herbs_of())
     return Lexicon(
         {name: tuple(routes.values()) for name, routes in entries.items()},
@@ -162,6 +162,16 @@ def _herbs_of() -> Iterator[tuple[str, tuple[str, ...] | None]]:
                 way_out = "Write a herb of herbs.tsv."
                 raise InputError(f"{unknown[0]!r} is not in herbs.tsv", file=file, line=line, field="herbs", way_out=way_out)
             yield row[key], None if row["herbs"] == "?" else tuple(dict.fromkeys(inn[herb] for herb in herbs))
+
+
+def _inns(entries: Mapping[str, Mapping[str, Entry]]) -> dict[str, set[str]]:
+    """METFORMIN for 二甲双胍: the INN, in capitals as `clean` leaves Latin letters, where one generic alone is that substance."""
+    found: dict[str, set[str]] = {}
+    for generic in entries:
+        entry = next(iter(entries[generic].values()))
+        if entry.kind == "drug" and len(entry.ingredients) == 1:
+            found.setdefault(entry.ingredients[0].upper().replace(" ", ""), set()).add(generic)
+    return {inn: generics for inn, generics in found.items() if len(generics) == 1}
 
 
 def _without_forms(vocabulary: Vocabulary) -> dict[str, set[str]]:

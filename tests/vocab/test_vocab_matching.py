@@ -227,6 +227,8 @@ def test_a_label_with_dose_maker_and_frequency_is_still_that_label(drug: Drug, a
         ("1.30/70混合重组人胰岛素", "人胰岛素30R"),
         ("阿司匹林肠溶片100mg*30", "阿司匹林"),
         ("吸入用布地奈德混悬液", "布地奈德"),
+        ("Metformin 500mg bid", "二甲双胍"),
+        ("isosorbide mononitrate", "单硝酸异山梨酯"),
     ],
 )
 def test_names_as_notes_write_them_lead_to_their_generic(text: str, generic: str) -> None:
