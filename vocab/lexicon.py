@@ -165,7 +165,7 @@ def _herbs_of() -> Iterator[tuple[str, tuple[str, ...] | None]]:
 
 
 def _inns(entries: Mapping[str, Mapping[str, Entry]]) -> dict[str, set[str]]:
-    """METFORMIN for 二甲双胍: the INN, in capitals as `clean` leaves Latin letters, where one generic alone is that substance."""
+    """METFORMIN for 二甲双胍: the INN, in capitals as `clean` leaves Latin letters, where it is one generic alone."""
     found: dict[str, set[str]] = {}
     for generic in entries:
         entry = next(iter(entries[generic].values()))
