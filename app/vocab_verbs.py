@@ -157,9 +157,7 @@ def matrix(
     table = load_conflicts(load_vocabulary(vocab), extra=_extra(ddinter, interactions))
     labels = np.array(table.vocabulary.labels)
     with whole_bytes(out) as handle:
-        np.savez_compressed(
-            handle, A=table.severity, tiers=table.tiers, labels=labels, version=np.array(table.version), allow_pickle=False
-        )
+        np.savez_compressed(handle, A=table.severity, tiers=table.tiers, labels=labels, version=np.array(table.version))
     counts = count(table)
     show(str(out), ("项目", "数值"), _numbers(counts), as_json=as_json, data=counts)
 

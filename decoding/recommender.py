@@ -196,7 +196,8 @@ class Recommender:
         ids = self.template.prompt_ids(prompt.messages)
         if len(ids) + len(opened) + limit > self.context:
             raise _too_long(record, self.context)
-        facts = facts_of(record)
+        # Where the diagnoses are generated, the record's own are not looked at, for the facts either.
+        facts = facts_of(record if given else record.model_copy(update={"diagnoses": ()}))
         banned = self._rules.contraindicated(facts, self.vocabulary.drugs) if self._mask_patient else ()
         start = self.constraint.start(Phase.LIST if given else Phase.DIAGNOSES, banned=banned)
         return Task(record, prompt, ids + opened, len(ids), given, start, limit, facts)

@@ -51,7 +51,7 @@ class StopAt(TrainerCallback):  # type: ignore[misc]  # transformers has no type
 def autocast(wanted: bool) -> tuple[bool, str]:
     """Whether to train under bfloat16 autocast, and the reason.
 
-    A processor without bfloat16 arithmetic emulates it: a step of the bundled model takes 14 times as long there as in float32.
+    A processor without bfloat16 arithmetic emulates it, many times slower than float32.
     """
     if not wanted:
         return False, "float32: the recipe says so"

@@ -33,7 +33,7 @@ from yaofang.vocab.evidence import (
     load_terms,
 )
 from yaofang.vocab.files import sha256_of
-from yaofang.vocab.lexicon import load_lexicon
+from yaofang.vocab.lexicon import files_version, load_lexicon
 from yaofang.vocab.tiers import Tiers, unit_tiers
 
 TABLES = Path(__file__).parent / "default"
@@ -229,7 +229,7 @@ class ConflictTable:
 def load_conflicts(vocabulary: Vocabulary, tables: Path = TABLES, extra: Sequence[Row] = ()) -> ConflictTable:
     """The conflicts of a vocabulary from the committed tables and rows of the user's own (`importers`).
 
-    The tiers are computed once (651 labels: about a second) and read from the user's cache folder afterwards.
+    The tiers are computed once (651 labels: under a second) and read from the user's cache folder afterwards.
     """
 
     def sources() -> Sources:
@@ -238,12 +238,13 @@ def load_conflicts(vocabulary: Vocabulary, tables: Path = TABLES, extra: Sequenc
 
     code = tuple(Path(str(module.__file__)) for module in (ansm, evidence, tiers))
     rows = "\n".join(f"{row.a}\t{row.b}\t{row.level}\t{row.text}\t{row.source}" for row in extra)
-    lexicon = tuple(sorted((TABLES / "lexicon").glob("*.tsv")))
-    version = sha256_of(vocabulary.version, *(tables / name for name in FILES), *lexicon, rows)[:12]
+    lexicon = files_version()
+    version = sha256_of(vocabulary.version, *(tables / name for name in FILES), lexicon, rows)[:12]
     key = sha256_of(version, Path(__file__), *code)[:16]
     cached = conflict_cache.read(key, len(vocabulary))
     table = ConflictTable(vocabulary, sources, version, cached)
-    if cached is None:
+    # A lexicon that this process read before its files were edited must not be kept under the edited files' hash.
+    if cached is None and load_lexicon().version == lexicon:
         conflict_cache.write(key, table.tiers)
     return table
 

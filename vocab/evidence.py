@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from yaofang.vocab.ansm import EDITION, Ansm
@@ -133,7 +132,6 @@ class Terms:
         return "premixed" if insulins > 1 else self.actions.get(name, "prandial")
 
 
-@cache
 def load_terms(folder: Path) -> Terms:
     """Read moieties.tsv, routes.tsv, insulin_actions.tsv and classes.tsv."""
     names = [row for _, row in read_table(folder / "moieties.tsv")]

@@ -7,7 +7,7 @@ is kept by the project; DDInter is CC BY-NC-SA 4.0.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -83,7 +83,12 @@ def _rows(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str,
 
 def _inn(name: str) -> str:
     plain = name.strip().lower()
-    return load_terms(TABLES).spelling.get(plain, plain)
+    return _spelling().get(plain, plain)
+
+
+@cache
+def _spelling() -> Mapping[str, str]:
+    return load_terms(TABLES).spelling
 
 
 @cache

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from yaofang.vocab.drugs import ATC, Drug, Vocabulary, load_vocabulary
 from yaofang.vocab.errors import InputError
-from yaofang.vocab.files import read_table
+from yaofang.vocab.files import read_table, sha256_of
 from yaofang.vocab.naming import ROUTES, clean, normalise, without_form
 
 FOLDER = Path(__file__).parent / "default"
@@ -53,6 +53,8 @@ class Lexicon:
     """Brand -> the route of the row that it stands in: 普米克令舒 is inhaled, whatever else budesonide is."""
     herbs: Mapping[str, tuple[str, ...]]
     """Chinese patent medicine -> substances of the herbs inside that interact or are toxic (`herbs.tsv`, column inn)."""
+    version: str
+    """SHA-256, in hex, of the files as they were when it was read."""
     unknown_formula: frozenset[str]
     """Chinese patent medicines whose formula is not known here, or is secret: no data."""
 
@@ -69,9 +71,15 @@ class Lexicon:
         }
 
 
+def files_version() -> str:
+    """SHA-256, in hex, of the lexicon's files as they are now."""
+    return sha256_of(FOLDER / "drugs.tsv", FOLDER / "aliases.tsv", *sorted((FOLDER / "lexicon").glob("*.tsv")))
+
+
 @cache
 def load_lexicon() -> Lexicon:
     """The bundled list and the tables of `default/lexicon/` together. Raises InputError that names file, line and field."""
+    version = files_version()
     bundled = load_vocabulary()
     entries: dict[str, dict[str, Entry]] = {}
     for entry in (*_bundled(bundled), *_areas(), *_patent_medicines()):
@@ -83,6 +91,7 @@ def load_lexicon() -> Lexicon:
         spellings,
         _brand_routes(),
         {name: found for name, found in herbs.items() if found},
+        version,
         frozenset(name for name, found in herbs.items() if found is None),
     )
 

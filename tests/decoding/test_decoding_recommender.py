@@ -337,3 +337,14 @@ def test_generated_diagnoses_count_for_the_warnings(vocabulary: Vocabulary) -> N
     (without,) = with_patient_warnings([drug], PatientFacts(diagnoses=("2型糖尿病",)), vocabulary, rules)
     assert [warning.tier for warning in with_it.warnings] == ["T1"]
     assert without.warnings == ()
+
+
+def test_generated_mode_never_looks_at_the_records_own_diagnoses(vocabulary: Vocabulary, conflicts: ConflictTable) -> None:
+    ketoacidosis = Record(patient=60, id="60-1", sex="男", course="补液治疗。", diagnoses=("糖尿病酮症酸中毒",))
+    place = vocabulary.index("二甲双胍")
+    starts = {}
+    for mode in ("given", "generated"):
+        rx = Recommender([model()], vocabulary, conflicts, diagnoses=mode, mask_patient=True)  # type: ignore[arg-type]
+        task = rx.prepare(ketoacidosis)
+        starts[mode] = place in rx.constraint.positions(task.start.allowed), task.facts.diagnoses
+    assert starts == {"given": (False, ("糖尿病酮症酸中毒",)), "generated": (True, ())}

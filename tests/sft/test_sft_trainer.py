@@ -10,7 +10,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from yaofang.glm.tiny import random_tiny
-from yaofang.sft.trainer import CpuTrainer, trainer_class
+from yaofang.sft.trainer import CpuTrainer, autocast, trainer_class
 
 
 def trainer(kind: type[SFTTrainer], folder: Path) -> SFTTrainer:
@@ -53,3 +53,16 @@ def test_the_choice_of_trainer_says_why(monkeypatch: pytest.MonkeyPatch) -> None
     kind, reason = trainer_class()
     assert kind is SFTTrainer
     assert "several processes" in reason
+
+
+@pytest.mark.parametrize(
+    ("able", "expected"), [({"avx2": True}, False), ({"avx2": True, "avx512_bf16": True}, True), ({}, False)]
+)
+def test_bfloat16_is_used_only_where_the_processor_computes_in_it(
+    able: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert autocast(True)[0] is expected
+    assert autocast(False)[0] is False
+    assert autocast(True)[1]

@@ -66,3 +66,11 @@ def test_only_the_newest_files_are_kept(own: Path, monkeypatch: pytest.MonkeyPat
     for number in range(4):
         conflict_cache.write(f"{number}", np.zeros((2, 2), np.uint8))
     assert len(list(own.glob("conflicts-*.npy"))) == 2
+
+
+def test_a_lexicon_read_before_its_files_were_edited_is_not_kept_under_their_hash(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("yaofang.vocab.conflicts.files_version", lambda: "edited since")
+    assert load_conflicts(small()).tiers.any()
+    assert list(own.glob("conflicts-*.npy")) == []
