@@ -16,7 +16,11 @@ from layout import modules
 
 ORDER = ("vocab", "data", "glm", "decoding", "eval", "sft", "dpo", "distill", "app")
 HEAVY = {"torch", "transformers"}
-LIGHT = ("yaofang.vocab", "yaofang.data.records", "yaofang.decoding.trie", "yaofang.decoding.constraint")
+LIGHT = (
+    "yaofang.vocab",
+    "yaofang.data.records",
+    *(f"yaofang.decoding.{name}" for name in ("trie", "constraint", "states", "reading", "bias", "settings")),
+)
 """These modules, and all that importing them brings in, import nothing of HEAVY."""
 
 

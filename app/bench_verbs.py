@@ -137,3 +137,103 @@ def vocabulary(
     rows = [(key, value) for key, value in result.items() if not isinstance(value, dict)]
     rows += [(f"{part}: {key}", value) for part in ("lexicon", "tables") for key, value in result[part].items()]
     show("Vocabulary", ("figure", "value"), rows, as_json=as_json, data=result)
+
+
+@app.command()
+def modes(
+    model: Annotated[Path | None, typer.Option("--model", help="Model or run folder. Default: the bundled model.")] = None,
+    patients: Annotated[int, typer.Option("--patients", help="Patients for calibration and choice, half each.")] = 240,
+    ward_patients: Annotated[int, typer.Option("--ward-patients", help="Training patients of the test board's ward.")] = 1910,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Lists drawn a record.")] = 24,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Records at once.")] = 8,
+    keep: Annotated[bool, typer.Option("--keep-calibration", help="Write the curve into the model's folder.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Result file to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+) -> None:
+    """Compare greedy, beam and expected-metric decoding on the simulated ward, with three sets of patients."""
+    from yaofang.data.provenance import write_result
+    from yaofang.eval.modes import modes as compare
+    from yaofang.glm.loading import BUNDLED, load_model
+    from yaofang.sft.recipe import wards
+    from yaofang.vocab.conflicts import load_conflicts
+    from yaofang.vocab.drugs import load_vocabulary
+    from yaofang.vocab.files import check_place
+
+    check_place(out)
+    vocabulary = load_vocabulary()
+    result, curve = compare(
+        load_model(model),
+        vocabulary,
+        load_conflicts(vocabulary),
+        patients=patients,
+        ward_patients=ward_patients,
+        samples=samples,
+        batch_size=batch_size,
+        trained_on=wards() if model is None else (),
+        report=say,
+    )
+    if keep:
+        say(f"{curve.write(model or BUNDLED)}: calibration {curve.version}")
+    if out is not None:
+        write_result(out, f"yaofang bench modes --patients {patients} --samples {samples}", result)
+    rows = [
+        (
+            way,
+            value["jaccard"]["value"],
+            f"{value['jaccard']['low']:.3f} to {value['jaccard']['high']:.3f}",
+            value["f1"]["value"],
+            value["drugs"],
+            value["seconds_a_record"],
+            value["t1_pairs"],
+            _less(result["test"]["less_greedy"].get(way)),
+        )
+        for way, value in result["test"]["ways"].items()
+    ]
+    columns = ("way", "Jaccard", "95% interval", "F1", "drugs", "s a record", "T1 pairs", "Jaccard less greedy's")
+    title = f"Simulated ward, {result['sets']['test']['records']} records of unseen patients, diagnoses given"
+    show(title, columns, rows, as_json=as_json, data=result, notes=(f"chosen on other patients: {result['choice']['best']}",))
+
+
+def _less(value: dict[str, Any] | None) -> str:
+    return "-" if value is None else "{value:+.3f} ({low:+.3f} to {high:+.3f})".format(**value["jaccard"])
+
+
+@app.command()
+def decoding(
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", help="Folder of a GLM-4 tokenizer. Default: the bundled model's.")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=5, help="Rounds of each time; the median counts.")] = 5,
+    out: Annotated[Path | None, typer.Option("--out", help="Result file to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+) -> None:
+    """Time the constraint beside other libraries, jump-forward, scoring of all drugs, and whole prediction."""
+    from yaofang.data.provenance import write_result
+    from yaofang.decoding import benchmark, benchmark_model
+    from yaofang.vocab.files import check_place
+
+    check_place(out)
+    say("constraint and peers")
+    result = benchmark.measure(tokenizer, rounds=rounds)
+    say("jump-forward, scoring, prediction")
+    more = benchmark_model.measure(tokenizer, rounds=rounds)
+    result = {**result, **more, "what_it_is": {**result["what_it_is"], **more["what_it_is"]}}
+    if out is not None:
+        write_result(out, f"yaofang bench decoding --rounds {rounds}" + (" --tokenizer GLM-4" if tokenizer else ""), result)
+    rows = [(key, *(value.get(str(count)) for count in benchmark.ROWS)) for key, value in _by_rows(result)]
+    show("Decoding, by rows", ("figure", *map(str, benchmark.ROWS)), rows, as_json=as_json, data=result)
+    if not as_json:
+        plain = [(key, value) for key, value in more.items() if isinstance(value, int | float)]
+        plain += [
+            (f"{key}: {part}", part_value)
+            for key, value in more.items()
+            if isinstance(value, dict) and key not in ("what_it_is", "time_goes", "records_per_second")
+            for part, part_value in value.items()
+        ]
+        show("Decoding with a model", ("figure", "value"), plain, as_json=False, data=result)
+
+
+def _by_rows(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    tables = [("state_us_per_row", result["state_us_per_row"])]
+    tables += [(f"processor_us {name}", value) for name, value in result["processor_us"].items() if value]
+    return tables + [(key, value) for key, value in result.items() if key.startswith("vs_") and value]

@@ -20,7 +20,7 @@ from yaofang.app.evaluate import baseline, evaluate
 from yaofang.app.predict import predict
 from yaofang.app.show import show
 from yaofang.app.tables import say
-from yaofang.app.train_verbs import sft
+from yaofang.app.train_verbs import calibrate, sft
 from yaofang.vocab.errors import InputError
 
 # No pretty tracebacks: they print local variables, and those hold patients' text.
@@ -54,6 +54,7 @@ app.command()(show)
 app.command()(evaluate)
 app.command()(baseline)
 app.command()(sft)
+app.command()(calibrate)
 app.add_typer(data_verbs.app)
 app.add_typer(vocab_verbs.app)
 app.add_typer(bench_verbs.app, name="bench")

@@ -15,6 +15,10 @@ from typing import Annotated
 
 import typer
 
+from yaofang.decoding.settings import Settings
+
+DEFAULT = Settings()
+
 
 class Diagnoses(StrEnum):
     """Where the diagnoses of an answer come from."""
@@ -22,6 +26,23 @@ class Diagnoses(StrEnum):
     auto = "auto"
     given = "given"
     generated = "generated"
+
+
+class Strategy(StrEnum):
+    """How a list is chosen."""
+
+    greedy = "greedy"
+    expected = "expected"
+
+
+class Metric(StrEnum):
+    """What `--strategy expected` optimises."""
+
+    jaccard = "jaccard"
+    f1 = "f1"
+
+
+STRATEGY, METRIC = Strategy(DEFAULT.strategy), Metric(DEFAULT.metric)
 
 
 class Quantize(StrEnum):
@@ -49,6 +70,31 @@ def predict(
         bool,
         typer.Option("--mask-patient", help="Keep drugs out that are contraindicated in the patient; else they are warned of."),
     ] = False,
+    strategy: Annotated[
+        Strategy,
+        typer.Option(help="greedy: the likeliest next drug; expected: the set that is best in expectation (slower)."),
+    ] = STRATEGY,
+    samples: Annotated[int, typer.Option(help="Lists drawn a record for --strategy expected.")] = DEFAULT.samples,
+    metric: Annotated[Metric, typer.Option(help="What --strategy expected optimises.")] = METRIC,
+    seed: Annotated[int, typer.Option(help="Of the drawn lists.")] = DEFAULT.seed,
+    min_drugs: Annotated[int, typer.Option(help="Least drugs a record, where conflicts leave so many.")] = DEFAULT.min_drugs,
+    max_drugs: Annotated[int, typer.Option(help="Most drugs a record.")] = DEFAULT.max_drugs or 0,
+    formulary: Annotated[
+        Path | None, typer.Option(help="List of the only labels that may be prescribed (.json, .txt ...).")
+    ] = None,
+    ban: Annotated[
+        Path | None,
+        typer.Option(help='JSON {"就诊标识": ["label", ...]}: labels kept out of a record\'s list (taken already, allergy).'),
+    ] = None,
+    diagnosis_list: Annotated[
+        Path | None, typer.Option(help="List of the only names that generated diagnoses may have, such as ICD-10's.")
+    ] = None,
+    t2_penalty: Annotated[
+        float, typer.Option(help="Nats taken from a drug for each listed one that it has a T2 conflict with.")
+    ] = DEFAULT.t2_penalty,
+    prior_correction: Annotated[
+        float, typer.Option(help="Times log training frequency taken from each label, for rare drugs (0 to 1).")
+    ] = DEFAULT.prior_correction,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the journal of a run that was stopped.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad records out and list them.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
@@ -56,18 +102,33 @@ def predict(
     quantize: Annotated[Quantize | None, typer.Option(help="Load the weights in 8 or 4 bits.")] = None,
 ) -> None:
     """Recommend discharge drugs for every record of a file."""
+    from yaofang.app.decoding_files import read_bans, read_list
     from yaofang.app.prediction_job import Job, run
 
+    settings = Settings(
+        diagnoses=diagnoses.value,
+        strategy=strategy.value,
+        samples=samples,
+        metric=metric.value,
+        seed=seed,
+        min_drugs=min_drugs,
+        max_drugs=max_drugs,
+        mask_patient=mask_patient,
+        formulary=None if formulary is None else read_list(formulary),
+        banned={} if ban is None else read_bans(ban),
+        diagnosis_names=None if diagnosis_list is None else read_list(diagnosis_list),
+        t2_penalty=t2_penalty,
+        prior_correction=prior_correction,
+    )
     run(
         Job(
             records=records,
             out=out,
             models=tuple(model or ()),
             vocab=vocab,
-            diagnoses=diagnoses.value,
+            settings=settings,
             details=details,
             batch_size=batch_size,
-            mask_patient=mask_patient,
             resume=resume,
             skip_bad=skip_bad,
             device=device,

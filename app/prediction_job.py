@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,7 @@ from yaofang.data.recommendation import Recommendation
 from yaofang.data.records import Record, line_of, read_records
 from yaofang.data.submission import check_submission, write_submission
 from yaofang.decoding.recommender import Recommender
+from yaofang.decoding.settings import Settings
 from yaofang.glm.loading import LoadedModel, load_model
 from yaofang.vocab.conflicts import ConflictTable, load_conflicts
 from yaofang.vocab.drugs import Vocabulary, load_vocabulary
@@ -41,8 +42,7 @@ class Job:
     models: tuple[Path, ...] = ()
     """Folders whose next-drug probabilities are averaged; none: the bundled model."""
     vocab: Path | None = None
-    diagnoses: Literal["auto", "given", "generated"] = "auto"
-    mask_patient: bool = False
+    settings: Settings = field(default_factory=Settings)
     details: Path | None = None
     batch_size: int = 8
     resume: bool = False
@@ -90,7 +90,7 @@ def run(job: Job) -> None:
         settings = _settings(job, models, vocabulary, conflicts)
         done = finished(job.journals(), settings)
         shard.wait()  # nobody writes to a journal before everybody has read them all
-        recommender = Recommender(models, vocabulary, conflicts, diagnoses=job.diagnoses, mask_patient=job.mask_patient)
+        recommender = Recommender(models, vocabulary, conflicts, job.settings)
         _predict(job, recommender, [record for record in records if shard.holds(record.id)], done, settings, shard)
         shard.wait()
         if shard.first:
@@ -124,11 +124,16 @@ def _settings(job: Job, models: Sequence[LoadedModel], vocabulary: Vocabulary, c
         "model": "+".join(model.version for model in models),
         "vocab": vocabulary.version,
         "conflicts": conflicts.version,
-        "diagnoses": job.diagnoses,
-        "mask_patient": str(job.mask_patient),
         "dtype": job.dtype,
         "quantize": job.quantize or "none",
+        **{name: _short(value) for name, value in asdict(job.settings).items()},
     }
+
+
+def _short(value: object) -> str:
+    """A setting for the journal: itself, or a hash of a long one."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return text if len(text) < 40 else sha256_of(text)[:12]
 
 
 def _predict(

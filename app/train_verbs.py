@@ -37,3 +37,36 @@ def sft(
     with contextlib.redirect_stdout(sys.stderr):  # the trainer's progress is for people, stdout is for data
         metrics = train(recipe, out, resume=resume, skip_bad=skip_bad, command="yaofang " + " ".join(sys.argv[1:]))
     typer.echo(f"{out}: loss {metrics['train_loss']:.4f} after {metrics['train_runtime']:.0f} s", err=True)
+
+
+def calibrate(
+    records: Annotated[Path, typer.Option(help="Records with drugs, of patients that the model did not train on.")],
+    model: Annotated[Path | None, typer.Option(help="Model or run folder; the curve is written into it.")] = None,
+    vocab: Annotated[Path | None, typer.Option(help="Drug list (.json, .txt or .tsv). Default: the bundled 651.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Lists drawn a record, as predict will draw.")] = 24,
+    batch_size: Annotated[int, typer.Option(min=1, help="Records at once.")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+) -> None:
+    """Calibrate a model's p_include on records with drugs: calibration.json in the model's folder."""
+    from yaofang.app.progress import progress
+    from yaofang.app.tables import show
+    from yaofang.data.records import read_records
+    from yaofang.decoding.recommender import Recommender
+    from yaofang.eval.calibration import calibrate as learn
+    from yaofang.glm.loading import BUNDLED
+
+    read = read_records(records).records
+    folder = model or BUNDLED
+    recommender = Recommender.from_pretrained(folder, vocab, device=device, strategy="expected", samples=samples, audit=False)
+    with progress("calibrate", len(read)) as advance:
+        curve, judged = learn(recommender, read, batch_size, advance)
+    written = curve.write(folder)
+    rows = [("records, patients", f"{curve.about['records']}, {curve.about['patients']}")]
+    rows += [
+        (f"{name}: {key}, on the other half of the patients", f"{value[key]:.4f}")
+        for name, value in judged.items()
+        for key in ("ece", "brier")
+    ]
+    data = {"file": str(written), "version": curve.version, "judged": judged}
+    show(f"{written}: calibration {curve.version}", ("figure", "value"), rows, as_json=as_json, data=data)

@@ -5,6 +5,7 @@ Knows texts and a function that counts tokens; does not know what the parts mean
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -62,18 +63,21 @@ def fit(parts: Sequence[Part], budget: int, count: Count) -> tuple[str, tuple[Cu
 
 def _shortened(parts: Sequence[Part], whole: Sequence[int], budget: int, count: Count) -> list[int]:
     """Characters to keep of each part: down to the floors in turn, then down to nothing in turn, as far as needed."""
-    kept = list(whole)
     turns = sorted((i for i, part in enumerate(parts) if part.shorten != "never"), key=lambda i: parts[i].turn)
-    for lowest in [(i, parts[i].floor) for i in turns] + [(i, 0) for i in turns]:
-        i, floor = lowest
-        before = kept[i]
-        if before <= floor:
-            continue
-        kept[i] = floor
-        if count(joined(parts, kept)) <= budget:
-            kept[i] = _most(parts, kept, i, before, budget, count)
-            return kept
-    raise _too_long(parts, kept, budget, count)
+    stages = [(-1, list(whole))]
+    for i, lowest in [(i, parts[i].floor) for i in turns] + [(i, 0) for i in turns]:
+        if stages[-1][1][i] > lowest:
+            stages.append((i, [lowest if at == i else size for at, size in enumerate(stages[-1][1])]))
+
+    def fits(stage: int) -> bool:
+        return count(joined(parts, stages[stage][1])) <= budget
+
+    if not fits(len(stages) - 1):
+        raise _too_long(parts, stages[-1][1], budget, count)
+    # Each stage is shorter than the one before; the whole, stage 0, is known not to fit.
+    first = bisect_left(range(len(stages)), True, lo=1, hi=len(stages) - 1, key=fits)
+    i, kept = stages[first]
+    return [*kept[:i], _most(parts, kept, i, stages[first - 1][1][i], budget, count), *kept[i + 1 :]]
 
 
 def _most(parts: Sequence[Part], kept: Sequence[int], i: int, too_many: int, budget: int, count: Count) -> int:

@@ -88,11 +88,13 @@ class Recommendation:
     cuts: tuple[Cut, ...] = ()
     truncated: bool = False
     """The list ended because the token budget did, not because the model ended it. Only whole drugs are in it."""
+    below_minimum: bool = False
+    """The list is shorter than the least number of drugs that was asked for: conflicts and bans left nothing more."""
     tokens: int = 0
     """Tokens of the prompt."""
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
-    """Keys `model`, `vocab`, `conflicts`, `code`."""
+    """Keys `model`, `vocab`, `conflicts`, `code`; `calibration` where `p_include` is calibrated."""
     schema: str = SCHEMA
 
     @property
@@ -114,6 +116,7 @@ class Recommendation:
             blocked=tuple(Blocked(b["label"], b["by"], b["tier"], b["p_step"]) for b in value["blocked"]),
             cuts=tuple(Cut(c["section"], c["tokens"]) for c in value["cuts"]),
             truncated=value["truncated"],
+            below_minimum=bool(value.get("below_minimum", False)),
             tokens=value["tokens"],
             seconds=value["seconds"],
             versions=dict(value["versions"]),

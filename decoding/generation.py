@@ -1,7 +1,12 @@
-"""Greedy generation for a batch of prompts under one constraint, by one model or several that vote.
+"""Lists for a batch of prompts under one constraint: greedy, sampled or along a plan, by one model or several that vote.
 
-Knows ids, tensors and models with a key/value cache; knows no record, no label and no text. Every choice is recorded with its
+Knows ids, tensors and models with a key/value cache; knows no record, no label and no text. Every id is recorded with its
 probability among the allowed ids and with the mass that was allowed, which is what `p_step` and `masked_mass` are made of.
+
+**Jump-forward.** Most ids of an answer are no choice: the rest of a name once it is told from its neighbours, headers,
+a planned list. They are written at once and pass through the model together with the choice before them, so a row takes
+one forward a choice and not one an id. Rows of a batch need not be at the same place: each gives its own run of ids, padded
+on the left, and padding is no column that anybody attends to. The ids are the same as one by one (tests).
 
 **Voting.** Models m = 1..M (folds) vote for whole names, not for tokens: the probability of a name t1..tk is
 (1/M) sum over m of P_m(t1) P_m(t2|t1) ... P_m(tk|..), each P_m renormalised over the allowed ids. Written token by
@@ -11,18 +16,26 @@ name so far. The weights go back to 1/M at each separator. In the diagnoses, the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from transformers import DynamicCache
 
+from yaofang.decoding.bias import Bias
 from yaofang.decoding.constraint import Constraint, Ids, Phase, State
-from yaofang.decoding.processors import LogitsMask
+from yaofang.decoding.masking import gathered
+from yaofang.decoding.running import Run, check_same_tokenizer, pad_left
 from yaofang.decoding.trie import ROOT
 from yaofang.glm.loading import LoadedModel
-from yaofang.vocab.errors import InputError
+
+WORTHWHILE = 0.75
+"""Share of rows still running below which the others are dropped: it takes a copy of the cache."""
+Numbers = tuple[float, float, float]
+"""Of one id: probability among the allowed, mass of the allowed, probability that a name closes here."""
+Watch = Callable[["Row", State, Ids, torch.Tensor], None]
+"""Called for each choice in a list with the row, the state before it, the allowed ids, and their log probabilities."""
 
 
 @dataclass(slots=True)
@@ -33,15 +46,23 @@ class Row:
     state: State
     limit: int
     """Most ids this row may write."""
+    number: int = 0
+    """Place in the batch."""
     ids: list[int] = field(default_factory=list)
     chosen: list[float] = field(default_factory=list)
     """Probability of the id among the allowed ones."""
     mass: list[float] = field(default_factory=list)
-    """Probability of all allowed ids before the mask."""
+    """Probability of all allowed ids before the mask; 1 for forced ids where no masses were asked for."""
     closing: list[float] = field(default_factory=list)
     """Probability, among the allowed, of separator or end: of a drug's name ending here."""
     first: dict[int, torch.Tensor] = field(default_factory=dict)
     """Place where a name begins -> logits [models, first tokens of names], unmasked."""
+    columns: dict[int, int] = field(default_factory=dict)
+    """Place where a name begins -> columns of the cache that hold what is before it."""
+    waiting: list[State] = field(default_factory=list)
+    """States before the ids that are written but whose probabilities are not known yet."""
+    unfed: int = 0
+    """Ids at the end that no model has read."""
 
     @property
     def running(self) -> bool:
@@ -49,11 +70,26 @@ class Row:
         return self.state.phase < Phase.DONE and len(self.ids) < self.limit
 
 
+class Seen(NamedTuple):
+    """What the models say at n places: `ids` [n, k] and `log_p` [models, n, k] of the allowed, padded with -inf.
+
+    `raw` [n, k] are one model's own logits, None for several; `log_mass` [models, n] is of all allowed ids before the mask.
+    """
+
+    ids: torch.Tensor
+    log_p: torch.Tensor
+    raw: torch.Tensor | None
+    log_mass: torch.Tensor
+
+
 class Generation:
     """One batch from prompts to ended rows. `steps` does the work; `rows` is always up to date.
 
-    `prompts` are ids of unequal length (padded on the left here), `starts` and `limits` give a state and a number of
-    new ids for each. Raises InputError if the models do not share one tokenizer.
+    `prompts` are ids of unequal length (padded on the left here), `starts` and `limits` give a state and a number of new ids
+    for each. `copies` rows of each prompt share its forward; with `seeds`, one a prompt, their ids are drawn instead of the
+    likeliest taken, and the draws of a prompt do not depend on what else is in the batch. `plans` are ids that a row has to
+    write first, where the constraint allows them. `masses` asks for the probability of forced ids too. `jump` False passes
+    forced ids one by one. Raises InputError if the models do not share one tokenizer, ValueError for logits that are NaN.
     """
 
     def __init__(
@@ -63,17 +99,31 @@ class Generation:
         prompts: Sequence[Sequence[int]],
         starts: Sequence[State],
         limits: Sequence[int],
+        *,
+        bias: Bias | None = None,
+        copies: int = 1,
+        seeds: Sequence[int] | None = None,
+        plans: Sequence[Sequence[int]] | None = None,
+        masses: bool = True,
+        jump: bool = True,
+        watch: Watch | None = None,
     ) -> None:
         check_same_tokenizer(models)
         self.constraint = constraint
-        self.rows = [Row(start, start, limit) for start, limit in zip(starts, limits, strict=True)]
-        self.width = max(map(len, prompts))
+        each = [(start, limit) for start, limit in zip(starts, limits, strict=True) for _ in range(copies)]
+        self.rows = [Row(start, start, limit, number) for number, (start, limit) in enumerate(each)]
         self.first_ids = sorted(constraint.trie.children[ROOT])
-        self._pad = models[0].template.pad_id
-        self._mask = LogitsMask()
-        ids, seen = pad_left(prompts, self._pad)
-        self.runs = [Run(loaded, ids, seen) for loaded in models]
-        self._weights = torch.zeros(len(models), len(prompts), device=models[0].device)
+        self.forwards = 1
+        """Forwards so far, the prompts' included."""
+        self._bias, self._masses, self._jump, self._watch = bias, masses, jump, watch
+        self._copies = copies
+        self._draws = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._plans = [list(plan) for plan in plans] if plans is not None else [[] for _ in self.rows]
+        ids, seen = pad_left(prompts, models[0].template.pad_id)
+        self.runs = [Run(loaded, ids, seen, copies) for loaded in models]
+        self._weights = torch.zeros(len(models), len(self.rows), device=models[0].device)
+        self._slots = {row.number: row.number for row in self.rows}
+        """Number of each row that the models still carry -> its place in their batch."""
 
     def run(self) -> list[Row]:
         """Write all rows to their end and return them."""
@@ -82,139 +132,168 @@ class Generation:
         return self.rows
 
     def steps(self) -> Iterator[None]:
-        """Write one id in every running row, again and again until none runs; yields after each."""
+        """Make one choice in every running row, again and again until none runs; yields after each."""
         while any(row.running for row in self.rows):
             with torch.inference_mode():
-                tokens = self._step()
+                self._step()
             yield
-            if any(row.running for row in self.rows):
-                for run in self.runs:
-                    run.extend(tokens)
+            if self._open():
+                self._feed()
+        with torch.inference_mode():
+            self._note_waiting(self._logits())
 
-    def _step(self) -> torch.Tensor:
+    def _open(self) -> bool:
+        """Whether the models have to read what was written: for a next choice, or for the numbers of forced ids."""
+        return any(row.running or row.waiting for row in self.rows)
+
+    def _feed(self) -> None:
+        self._drop_ended()
+        carried = [self.rows[number] for number in self._slots]
+        chunks = [row.ids[len(row.ids) - row.unfed :] if row.running or row.waiting else [] for row in carried]
+        keep = max((len(row.waiting) for row in self.rows), default=0) + 1
+        for run in self.runs:
+            run.extend(chunks, keep=keep)
+        for row in self.rows:
+            row.unfed = 0
+        self.forwards += 1
+
+    def _drop_ended(self) -> None:
+        """Take rows that have ended out of the models' batch, once they are many; not if their caches may be wanted later."""
+        running = [number for number in self._slots if self.rows[number].running]
+        if self._masses or any(self._plans) or len(running) > WORTHWHILE * len(self._slots):
+            return
+        for run in self.runs:
+            run.keep([self._slots[number] for number in running])
+        self._slots = {number: place for place, number in enumerate(running)}
+
+    def _logits(self) -> torch.Tensor:
+        """[models, carried rows, last places, V]: the last place is after a row's last id."""
+        if len(self.runs) == 1:
+            return self.runs[0].logits[None]
         device = self._weights.device
-        logits = torch.stack([run.logits.to(device) for run in self.runs])
-        allowed = [self.constraint.allowed(row.state) for row in self.rows]
-        self._keep_first(logits)
-        scores, log_p, log_mass = self._vote(logits, allowed)
-        picked = scores.argmax(-1)
-        mixed = self._mix(log_p)
-        ids = self.constraint.ids
-        closing = torch.logaddexp(mixed[:, ids.drug_separator], mixed[:, ids.end])
-        columns = torch.stack([mixed.gather(1, picked[:, None])[:, 0], self._mix(log_mass), closing]).exp().clamp(max=1)
-        self._record(picked.tolist(), columns.T.tolist(), log_p)
-        return picked
+        return torch.stack([run.logits.to(device) for run in self.runs])
 
-    def _vote(self, logits: torch.Tensor, allowed: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What to choose by, and each model's log probabilities among the allowed and log mass of these.
-
-        Shapes [rows, V], [models, rows, V] and [models, rows].
-        """
-        masked = torch.stack([self._mask(each, allowed) for each in logits])
-        total = masked.logsumexp(-1)
-        log_p = masked - total[..., None]
-        # One model is chosen by its logits themselves: the same numbers, in the same order, as in `generate`.
-        scores = masked[0] if len(masked) == 1 else self._mix(log_p)
-        return scores, log_p, total - logits.logsumexp(-1)
-
-    def _mix(self, log_p: torch.Tensor) -> torch.Tensor:
-        """Log of the models' weighted mean; `log_p` is [models, rows] or [models, rows, V]."""
-        weights = self._weights.log_softmax(0)
-        return (log_p + (weights if log_p.dim() == 2 else weights[..., None])).logsumexp(0)
-
-    def _keep_first(self, logits: torch.Tensor) -> None:
-        for number, row in enumerate(self.rows):
-            if row.running and row.state.phase == Phase.LIST and row.state.node == ROOT:
-                row.first[len(row.ids)] = logits[:, number, self.first_ids].float().cpu()
-
-    def _record(self, picked: list[int], columns: list[list[float]], log_p: torch.Tensor) -> None:
-        for number, (row, token, (chosen, mass, closing)) in enumerate(zip(self.rows, picked, columns, strict=True)):
-            if not row.running:
-                continue
+    def _step(self) -> None:
+        logits = self._logits()
+        self._note_waiting(logits)
+        running = [row for row in self.rows if row.running]
+        last = logits[:, :, -1]
+        here = last if len(running) == len(self._slots) else last[:, [self._slots[row.number] for row in running]]
+        seen, allowed = self._see(here, [row.state for row in running])
+        mixed = self._mixed(seen, running)
+        picked = self._picked(seen, mixed, running, allowed)
+        numbers = self._numbers(seen, mixed, picked, running)
+        for at, row in enumerate(running):
+            if self._watch is not None and row.state.phase == Phase.LIST:
+                self._watch(row, row.state, allowed[at], mixed[at, : len(allowed[at])])
+            self._keep_first(row, row.state, len(row.ids), logits[:, self._slots[row.number], -1])
             before = row.state
-            row.state = self.constraint.step(before, token)
-            row.ids.append(token)
-            row.chosen.append(chosen)
-            row.mass.append(mass)
-            row.closing.append(closing)
-            if before.phase == row.state.phase == Phase.LIST and row.state.listed == before.listed:
-                self._weights[:, number] += log_p[:, number, token]
+            self._write(row, int(seen.ids[at, picked[at]]))
+            self._note(row, before, row.state, numbers[at], seen.log_p[:, at, picked[at]])
+            if self._jump:
+                self._write_forced(row)
+
+    def _picked(self, seen: Seen, mixed: torch.Tensor, running: Sequence[Row], allowed: Sequence[Ids]) -> list[int]:
+        """The chosen column in each row of `seen`: the plan's, a drawn one, or the likeliest."""
+        if self._draws is not None:
+            found = self._drawn(mixed, running, allowed)
+        else:
+            # One model is chosen by its logits themselves: the same numbers, in the same order, as in `generate`.
+            found = [int(at) for at in (mixed if seen.raw is None else seen.raw).argmax(-1)]
+        for at, row in enumerate(running):
+            if (planned := self._planned(row, allowed[at])) is not None:
+                found[at] = int(np.flatnonzero(seen.ids[at].cpu().numpy() == planned)[0])
+        return found
+
+    def _drawn(self, mixed: torch.Tensor, running: Sequence[Row], allowed: Sequence[Ids]) -> list[int]:
+        assert self._draws is not None
+        points = torch.cat([torch.rand(self._copies, generator=each, dtype=torch.float64) for each in self._draws])
+        below = mixed.double().exp().cumsum(-1).cpu()
+        wanted = points[[row.number for row in running], None] * below[:, -1:]
+        columns = torch.searchsorted(below, wanted, right=True)[:, 0].tolist()
+        return [min(column, len(ids) - 1) for column, ids in zip(columns, allowed, strict=True)]
+
+    def _planned(self, row: Row, allowed: Ids) -> int | None:
+        plan = self._plans[row.number]
+        return plan[len(row.ids)] if len(row.ids) < len(plan) and plan[len(row.ids)] in allowed else None
+
+    def _write(self, row: Row, token: int) -> None:
+        row.state = self.constraint.step(row.state, token)
+        row.ids.append(token)
+        row.unfed += 1
+
+    def _write_forced(self, row: Row) -> None:
+        """What must follow, and what is planned, without asking the models; their numbers are noted when they have read it."""
+        while row.running:
+            allowed = self.constraint.allowed(row.state)
+            token = int(allowed[0]) if len(allowed) == 1 else self._planned(row, allowed)
+            if token is None:
+                return
+            before = row.state
+            if self._watch is not None and before.phase == Phase.LIST:
+                self._watch(row, before, allowed, torch.from_numpy(np.log(allowed == token)))
+            self._write(row, token)
+            if self._masses or self._plans[row.number]:
+                row.waiting.append(before)
             else:
-                self._weights[:, number] = 0.0
+                closes = token in (self.constraint.ids.drug_separator, self.constraint.ids.end)
+                self._note(row, before, row.state, (1.0, 1.0, float(closes)), torch.zeros(len(self.runs)))
 
+    def _note_waiting(self, logits: torch.Tensor) -> None:
+        """The numbers of the ids that were written without a choice, now that the models have read them."""
+        for row in self.rows:
+            waiting, row.waiting = row.waiting, []
+            if not waiting:
+                continue
+            begin = len(row.ids) - len(waiting)
+            tokens, after = row.ids[begin:], [*waiting[1:], row.state]
+            mine = logits[:, self._slots[row.number], -len(waiting) - 1 : -1]
+            seen, allowed = self._see(mine, waiting)
+            picked = [int(np.flatnonzero(ids == token)[0]) for ids, token in zip(allowed, tokens, strict=True)]
+            for at, (before, then) in enumerate(zip(waiting, after, strict=True)):
+                here = slice(at, at + 1)
+                one = Seen(seen.ids[here], seen.log_p[:, here], None, seen.log_mass[:, here])
+                numbers = self._numbers(one, self._mixed(one, [row]), [picked[at]], [row])
+                self._keep_first(row, before, begin + at, mine[:, at])
+                self._note(row, before, then, numbers[0], seen.log_p[:, at, picked[at]])
 
-class Run:
-    """One model on one batch: its cache, and the logits [rows, V] after the last id."""
+    def _see(self, logits: torch.Tensor, states: Sequence[State]) -> tuple[Seen, list[Ids]]:
+        """`logits` [models, n, V] at n places among their allowed ids, and those ids."""
+        allowed = [self.constraint.allowed(state) for state in states]
+        bias = None if self._bias is None else [self._bias.of(s, ids) for s, ids in zip(states, allowed, strict=True)]
+        ids, scores, before = gathered(logits, allowed, bias)
+        mass = before.logsumexp(-1) - logits.logsumexp(-1) if self._masses else logits.new_zeros(logits.shape[:2])
+        return Seen(ids, scores.log_softmax(-1), scores[0] if len(scores) == 1 else None, mass), allowed
 
-    def __init__(self, loaded: LoadedModel, ids: torch.Tensor, seen: torch.Tensor) -> None:
-        self.loaded = loaded
-        self.cache = DynamicCache()
-        self.seen = seen.to(loaded.device)
-        positions = (self.seen.cumsum(-1) - 1).clamp(min=0)
-        self.logits = self._forward(ids, self.seen, positions, self.cache, keep=1)[:, -1]
+    def _mixed(self, seen: Seen, rows: Sequence[Row]) -> torch.Tensor:
+        """Log of the models' weighted mean [n, k]."""
+        if len(seen.log_p) == 1:
+            return seen.log_p[0]
+        return (seen.log_p + self._log_weights(rows)[..., None]).logsumexp(0)
 
-    def extend(self, tokens: torch.Tensor) -> None:
-        """Feed one more id in every row."""
-        ids = tokens[:, None].to(self.loaded.device)
-        self.seen = torch.cat([self.seen, torch.ones_like(ids)], dim=1)
-        positions = self.seen.sum(-1, keepdim=True) - 1
-        self.logits = self._forward(ids, self.seen, positions, self.cache, keep=1)[:, -1]
+    def _log_weights(self, rows: Sequence[Row]) -> torch.Tensor:
+        return self._weights[:, [row.number for row in rows]].log_softmax(0)
 
-    def score_after(self, row: int, columns: int, continuations: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Logits [n, longest, V] after each id of n continuations of the row's first `columns` columns of the cache."""
-        ids, _ = pad_right(continuations, 0)
-        ids = ids.to(self.loaded.device)
-        cache = self._slice(row, columns, len(ids))
-        before = self.seen[row, :columns].expand(len(ids), columns)
-        positions = before.sum(-1, keepdim=True) + torch.arange(ids.shape[1], device=ids.device)
-        return self._forward(ids, torch.cat([before, torch.ones_like(ids)], dim=1), positions, cache, keep=ids.shape[1])
+    def _numbers(self, seen: Seen, mixed: torch.Tensor, picked: Sequence[int], rows: Sequence[Row]) -> list[Numbers]:
+        """`chosen`, `mass` and `closing` of each place."""
+        ids = self.constraint.ids
+        p = mixed.exp()
+        closes = ((seen.ids == ids.drug_separator) | (seen.ids == ids.end)) & torch.isfinite(mixed)
+        chosen = p[torch.arange(len(picked)), torch.tensor(picked)]
+        mass = seen.log_mass[0] if len(seen.log_mass) == 1 else (seen.log_mass + self._log_weights(rows)).logsumexp(0)
+        columns = (chosen, mass.exp(), (p * closes).sum(-1))
+        return list(zip(*(column.clamp(max=1).tolist() for column in columns), strict=True))
 
-    def _slice(self, row: int, columns: int, copies: int) -> DynamicCache:
-        cache = DynamicCache()
-        for number, layer in enumerate(self.cache.layers):
-            keys, values = (part[row : row + 1, :, :columns].expand(copies, -1, -1, -1) for part in (layer.keys, layer.values))
-            cache.update(keys, values, number)
-        return cache
+    def _keep_first(self, row: Row, before: State, place: int, logits: torch.Tensor) -> None:
+        """Remember what the models said where a name begins; `logits` is [models, V]."""
+        if self._masses and before.phase == Phase.LIST and before.node == ROOT:
+            row.first[place] = logits[:, self.first_ids].float().cpu()
+            row.columns[place] = self.runs[0].columns - (len(row.ids) - place)
 
-    @torch.inference_mode()
-    def _forward(
-        self, ids: torch.Tensor, seen: torch.Tensor, positions: torch.Tensor, cache: DynamicCache, *, keep: int
-    ) -> torch.Tensor:
-        output: Any = self.loaded.model(
-            input_ids=ids.to(self.loaded.device),
-            attention_mask=seen,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
-        logits: torch.Tensor = output.logits.float()
-        return logits
-
-
-def check_same_tokenizer(models: Sequence[LoadedModel]) -> None:
-    """Raise InputError unless all models write ids alike."""
-    known = models[0].template.tokenizer.get_vocab()
-    for other in models[1:]:
-        if other.template.tokenizer.get_vocab() != known:
-            raise InputError(
-                f"models {models[0].name} and {other.name} have different tokenizers",
-                field="model",
-                way_out="Let only models vote that were trained from one base.",
-            )
-
-
-def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids [rows, longest] with the padding before them, and the mask of what is no padding."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
-    seen = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids, seen
-
-
-def pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids [rows, longest] with the padding after them, and the mask of what is no padding."""
-    width = max(map(len, rows))
-    ids = torch.tensor([list(row) + [pad] * (width - len(row)) for row in rows])
-    seen = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return ids, seen
+    def _note(self, row: Row, before: State, after: State, numbers: Numbers, log_p: torch.Tensor) -> None:
+        """Append an id's numbers; `log_p` [models] is what each model gave it, by which it votes on within the name."""
+        for known, number in zip((row.chosen, row.mass, row.closing), numbers, strict=True):
+            known.append(number)
+        if len(self.runs) > 1:
+            within = before.phase == after.phase == Phase.LIST and before.listed == after.listed
+            self._weights[:, row.number] = self._weights[:, row.number] + log_p if within else 0.0

@@ -15,15 +15,16 @@ import torch
 from transformers import LogitsProcessor
 
 from yaofang.data.answer import DIAGNOSIS_SEPARATOR, DRUG_SEPARATOR, HEADER, OPENING
-from yaofang.decoding.constraint import AnswerIds, Constraint, Ids, State, StatesByIds
+from yaofang.decoding.bias import Bias
+from yaofang.decoding.constraint import AnswerIds, Constraint, Ids, State
+from yaofang.decoding.masking import LogitsMask
+from yaofang.decoding.states import StatesByIds
 from yaofang.glm.template import ChatTemplate
 from yaofang.vocab.conflicts import ConflictTable
 from yaofang.vocab.drugs import Vocabulary
 from yaofang.vocab.errors import InputError
 
 MASKED_TIER = 1
-WIDE = 4096
-"""Sets of more ids than this are the free text's: few, long and shared, so their index is kept on the device."""
 
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "repetition_penalty": (None, 1.0),
@@ -41,8 +42,10 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "exponential_decay_length_penalty": (None,),
     "guidance_scale": (None, 1.0),
     "watermarking_config": (None,),
+    "remove_invalid_values": (None, False),
 }
-"""Options of transformers' generation that push ids up or down behind the trie's back, with the values that do nothing."""
+"""Options of transformers' generation that push ids up or down behind the trie's back, or hide broken logits; with the values
+that do nothing."""
 
 
 def answer_ids(template: ChatTemplate) -> AnswerIds:
@@ -78,46 +81,46 @@ def constraint_for(
     vocabulary: Vocabulary,
     conflicts: ConflictTable,
     *,
+    min_drugs: int = 1,
     max_drugs: int | None = None,
     max_diagnosis_tokens: int = 256,
+    diagnoses: Sequence[str] | None = None,
 ) -> Constraint:
-    """The constraint of a vocabulary under a tokenizer: pairs of tier T1 are never listed together."""
+    """The constraint of a vocabulary under a tokenizer: pairs of tier T1 are never listed together.
+
+    `diagnoses` are the only names that a diagnosis may have; None leaves them free text.
+    """
     return Constraint(
         [template.encode(label) for label in vocabulary.labels],
         conflicts.tiers == MASKED_TIER,
         answer_ids(template),
+        min_drugs=min_drugs,
         max_drugs=max_drugs,
         max_diagnosis_tokens=max_diagnosis_tokens,
+        diagnoses=None if diagnoses is None else [template.encode(name) for name in diagnoses],
     )
 
 
-class LogitsMask:
-    """Puts -inf wherever a row's allowed ids are not."""
+class AnswerMask:
+    """Logits that only the constraint's ids keep: what every front calls, and calls for every row at every step."""
 
-    def __init__(self) -> None:
-        self._wide: dict[int, tuple[Ids, torch.Tensor]] = {}
+    def __init__(self, constraint: Constraint, bias: Bias | None = None) -> None:
+        self.constraint = constraint
+        self._bias = bias
+        self._states = StatesByIds(constraint)
+        self._mask = LogitsMask()
 
-    def __call__(self, scores: torch.Tensor, allowed: Sequence[Ids]) -> torch.Tensor:
-        """A new tensor of the shape of `scores` [rows, vocabulary], with one set of ids for each row."""
-        masked = torch.full_like(scores, -torch.inf)
-        narrow = [row for row, ids in enumerate(allowed) if len(ids) <= WIDE]
-        if narrow:
-            sizes = [len(allowed[row]) for row in narrow]
-            rows = torch.from_numpy(np.repeat(narrow, sizes)).to(scores.device)
-            columns = torch.from_numpy(np.concatenate([allowed[row] for row in narrow])).to(scores.device)
-            masked[rows, columns] = scores[rows, columns]
-        for row, ids in enumerate(allowed):
-            if len(ids) > WIDE:
-                columns = self._on_device(ids, scores.device)
-                masked[row, columns] = scores[row, columns]
-        return masked
+    def __call__(self, starts: Sequence[State], rows: Ids | Sequence[Sequence[int]], scores: torch.Tensor) -> torch.Tensor:
+        """`scores` [rows, vocabulary] with -inf where the ids so far forbid.
 
-    def _on_device(self, ids: Ids, device: torch.device) -> torch.Tensor:
-        known = self._wide.get(id(ids))
-        if known is None or known[1].device != device:
-            # The array is kept beside its index, so that its id() stays its own.
-            known = self._wide[id(ids)] = (ids, torch.from_numpy(ids).to(device))
-        return known[1]
+        `rows` are the generated ids, `starts` the states before them. Raises ValueError for NaN or +inf where an id is allowed,
+        and if rows, starts and scores differ in number.
+        """
+        states = self._states.of(starts, rows)
+        allowed = [self.constraint.allowed(state) for state in states]
+        if self._bias is None:
+            return self._mask(scores, allowed)
+        return self._mask(scores, allowed, [self._bias.of(state, ids) for state, ids in zip(states, allowed, strict=True)])
 
 
 class AnswerProcessor(LogitsProcessor):  # type: ignore[misc]
@@ -125,25 +128,26 @@ class AnswerProcessor(LogitsProcessor):  # type: ignore[misc]
 
     `prompt_length` is the padded width of the prompts: ids after it are the row's own. `starts` holds a state for each
     prompt (`constraint.start(...)`), or is empty if all begin with the opening; beams and returned sequences of one prompt
-    share its start. One object serves one call of `generate`, or its continuation.
+    share its start. `bias` leans for or against single drugs. One object serves one call of `generate`, or its continuation.
     """
 
-    def __init__(self, constraint: Constraint, prompt_length: int, starts: Sequence[State] = ()) -> None:
-        self._constraint = constraint
+    def __init__(
+        self, constraint: Constraint, prompt_length: int, starts: Sequence[State] = (), bias: Bias | None = None
+    ) -> None:
         self._prompt_length = prompt_length
         self._starts = tuple(starts) or (constraint.start(),)
-        self._states = StatesByIds(constraint)
-        self._mask = LogitsMask()
+        self._each: tuple[State, ...] = ()
+        self._mask = AnswerMask(constraint, bias)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores [rows, vocabulary] with -inf where the ids so far forbid. ValueError if rows and starts do not fit."""
-        rows = input_ids[:, self._prompt_length :].tolist()
-        copies, rest = divmod(len(rows), len(self._starts))
-        if rest:
-            raise ValueError(f"{len(rows)} rows are no multiple of {len(self._starts)} prompts")
-        starts = [start for start in self._starts for _ in range(copies)]
-        states = self._states.of(starts, rows)
-        return self._mask(scores, [self._constraint.allowed(state) for state in states])
+        rows = input_ids.cpu().numpy()[:, self._prompt_length :]
+        if len(rows) != len(self._each):
+            copies, rest = divmod(len(rows), len(self._starts))
+            if rest:
+                raise ValueError(f"{len(rows)} rows are no multiple of {len(self._starts)} prompts")
+            self._each = tuple(start for start in self._starts for _ in range(copies))
+        return self._mask(self._each, rows, scores)
 
 
 def check_generation_config(config: Any) -> None:

@@ -15,11 +15,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
+
 from yaofang.data.recommendation import Blocked, Drug, KeptOut, Warning
 from yaofang.decoding.audit import kept_away
-from yaofang.decoding.constraint import Constraint, Reading
+from yaofang.decoding.constraint import Constraint
 from yaofang.decoding.generation import Generation, Row
 from yaofang.decoding.processors import MASKED_TIER
+from yaofang.decoding.reading import Reading
 from yaofang.vocab.conflicts import ConflictTable
 from yaofang.vocab.drugs import Vocabulary
 from yaofang.vocab.patient import PatientFacts, PatientRules
@@ -31,8 +35,17 @@ PATIENT_TIERS = {"contraindicated": "T1", "caution": "T2"}
 """A drug contraindicated in the patient is warned of as T1; it is masked only where the user asked for it."""
 
 
-def drugs_of(row: Row, reading: Reading, constraint: Constraint, conflicts: ConflictTable) -> list[Drug]:
-    """The whole drugs of a row, in the order written. `kept_out` holds only what no earlier drug had kept out."""
+def drugs_of(
+    row: Row,
+    reading: Reading,
+    constraint: Constraint,
+    conflicts: ConflictTable,
+    inclusion: npt.NDArray[np.float64] | None = None,
+) -> list[Drug]:
+    """The whole drugs of a row, in the order written. `kept_out` holds only what no earlier drug had kept out.
+
+    `inclusion` [D] are their `p_include` by vocabulary position.
+    """
     vocabulary = conflicts.vocabulary
     labels = [vocabulary.labels[place] for place in reading.drugs]
     warnings = warnings_of(labels, conflicts)
@@ -41,7 +54,7 @@ def drugs_of(row: Row, reading: Reading, constraint: Constraint, conflicts: Conf
         after = constraint.without(left, place)
         newly = constraint.without(left, place, conflicts=False) & ~after
         # A row cut right after the name: it was kept as whole because nothing longer was possible.
-        closing = row.closing[end] if end < len(row.ids) else 1.0
+        closing = row.closing[end] if end < len(row.closing) else 1.0
         entry = vocabulary.drug(label)
         drugs.append(
             Drug(
@@ -49,7 +62,7 @@ def drugs_of(row: Row, reading: Reading, constraint: Constraint, conflicts: Conf
                 generic=entry.generic,
                 atc=entry.atc or "",
                 p_step=math.prod(row.chosen[first:end]) * closing,
-                p_include=None,
+                p_include=None if inclusion is None else float(inclusion[place]),
                 masked_mass=max(0.0, 1.0 - math.prod(row.mass[first:end])),
                 kept_out=tuple(KeptOut(vocabulary.labels[other], MASKED) for other in sorted(constraint.positions(newly))),
                 warnings=tuple(warnings[label]),

@@ -13,54 +13,43 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 import yaofang
-from yaofang.data.answer import OPENING, clean_diagnosis, diagnosis_pieces
-from yaofang.data.facts import facts_of
-from yaofang.data.prompts import SYSTEM, Prompt, build_prompt
+from yaofang.data.answer import clean_diagnosis
 from yaofang.data.recommendation import Diagnosis, Drug, Recommendation
 from yaofang.data.records import Record
-from yaofang.decoding.constraint import Phase, State
-from yaofang.decoding.generation import Generation, Row, check_same_tokenizer
+from yaofang.decoding.bias import Bias
+from yaofang.decoding.calibration import load_calibration
+from yaofang.decoding.constraint import Constraint, Phase
+from yaofang.decoding.generation import Generation, Row
+from yaofang.decoding.preparation import Preparer, Task
 from yaofang.decoding.processors import constraint_for
+from yaofang.decoding.reading import read
 from yaofang.decoding.reasons import blocked_of, check_list, drugs_of, with_patient_warnings
+from yaofang.decoding.running import check_same_tokenizer
+from yaofang.decoding.settings import Settings
+from yaofang.decoding.writing import Writer, Written
 from yaofang.glm.loading import LoadedModel, load_model
 from yaofang.vocab.conflicts import ConflictTable, load_conflicts
 from yaofang.vocab.drugs import Vocabulary, load_vocabulary
 from yaofang.vocab.errors import InputError
-from yaofang.vocab.patient import PatientFacts, load_patient_rules
+from yaofang.vocab.patient import load_patient_rules
 
-Diagnoses = Literal["auto", "given", "generated"]
-MOST_DRUGS = 30
-DIAGNOSIS_TOKENS = 256
-LIST_TOKENS = 256
-"""The longest list known to us has 21 drugs, some 140 tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A record made ready: ids up to where the model goes on, and the state it goes on from."""
-
-    record: Record
-    prompt: Prompt
-    ids: list[int]
-    prompt_tokens: int
-    given: bool
-    start: State
-    limit: int
-    facts: PatientFacts
+PENALISED_TIER = 2
 
 
 class Recommender:
     """Recommends discharge drugs with one model, or with several that vote (folds of one base).
 
-    `diagnoses`: "given" puts the record's 出院诊断 into the answer, "generated" has the model write them, "auto" does the
-    first where a record has any. `audit` also reports the labels that a conflict kept out. Drugs that the tables call
-    contraindicated in the patient are warned of; `mask_patient` keeps them out of the list. Raises InputError if the models'
-    tokenizers differ or have more ids than a model has rows.
+    `settings` say how; each of them may also be given by its name. Drugs that the tables call contraindicated in the patient
+    are warned of, or kept out with `mask_patient`. Raises InputError if the models' tokenizers differ or have more ids than a
+    model has rows, and for settings that do not fit the vocabulary or the model.
     """
 
     def __init__(
@@ -68,43 +57,36 @@ class Recommender:
         models: Sequence[LoadedModel],
         vocabulary: Vocabulary,
         conflicts: ConflictTable,
-        *,
-        diagnoses: Diagnoses = "auto",
-        max_drugs: int | None = MOST_DRUGS,
-        max_diagnosis_tokens: int = DIAGNOSIS_TOKENS,
-        max_list_tokens: int = LIST_TOKENS,
-        audit: bool = True,
-        mask_patient: bool = False,
+        settings: Settings | None = None,
+        **changes: Any,
     ) -> None:
         _check_models(models)
-        if diagnoses not in get_args(Diagnoses):
-            raise InputError(f"--diagnoses {diagnoses} is unknown", way_out=f"Use {', '.join(get_args(Diagnoses))}.")
+        self.settings = replace(settings or Settings(), **changes)
         self.models = tuple(models)
         self.vocabulary = vocabulary
         self.conflicts = conflicts
         self.template = models[0].template
-        self.context = min(loaded.context for loaded in models)
-        # A record is fitted to what the models saw in training, where they say so.
-        self._trained = min(loaded.prompt_tokens or loaded.context for loaded in models)
         self.constraint = constraint_for(
             self.template,
             vocabulary,
             conflicts,
-            max_drugs=max_drugs,
-            max_diagnosis_tokens=max_diagnosis_tokens,
+            min_drugs=self.settings.min_drugs,
+            max_drugs=self.settings.max_drugs,
+            max_diagnosis_tokens=self.settings.max_diagnosis_tokens,
+            diagnoses=self.settings.diagnosis_names,
         )
-        turns = ({"role": "system", "content": SYSTEM}, {"role": "user", "content": ""})
-        self._overhead = len(self.template.prompt_ids(turns))
-        self._diagnoses = diagnoses
-        self._max_list_tokens = max_list_tokens
-        self._audit = audit
-        self._mask_patient = mask_patient
+        self.bias = bias_for(self.constraint, models, vocabulary, conflicts, self.settings)
         self._rules = load_patient_rules()
+        self.prepare = Preparer(models, vocabulary, self.constraint, self._rules, self.settings)
+        # A vote of several models has a curve of its own, which nobody has measured.
+        calibration = load_calibration(models[0].folder) if len(models) == 1 else None
+        self.writer = Writer(self.models, self.constraint, self.settings, self.bias, calibration)
         self.versions = {
             "model": "+".join(loaded.version for loaded in models),
             "vocab": vocabulary.version,
             "conflicts": conflicts.version,
             "code": yaofang.__version__,
+            **({"calibration": calibration.version} if calibration and self.settings.strategy == "expected" else {}),
         }
 
     @classmethod
@@ -163,76 +145,50 @@ class Recommender:
     def stream(self, record: Record) -> Iterator[Diagnosis | Drug | Recommendation]:
         """Diagnoses and drugs as they are completed, and the whole recommendation last.
 
-        A streamed drug carries warnings against the drugs before it; in the recommendation they name later ones too.
+        A streamed drug carries warnings against the drugs before it; in the recommendation they name later ones too. With the
+        strategy `expected` nothing is known before the end, so all come then.
         """
         begun = time.perf_counter()
         task = self.prepare(record)
-        generation = self._generation([task])
+        if self.settings.strategy == "expected":
+            (found,) = self._recommend([task])
+            yield from found.diagnoses
+            yield from found.drugs
+            yield found
+            return
+        generation = self.writer.greedy([task])
         row, listed, named = generation.rows[0], 0, 0
         for _ in generation.steps():
-            reading = self.constraint.read(row.start, row.ids)
+            reading = read(self.constraint, row.start, row.ids[: len(row.chosen)])
             closed = len(reading.diagnoses) - (reading.state.phase == Phase.DIAGNOSES and reading.state.open)
             names = self._diagnoses_of(task, row, reading.diagnoses[:closed])
             yield from names[named:]
             named = len(names)
             yield from drugs_of(row, reading, self.constraint, self.conflicts)[listed:]
             listed = len(reading.drugs)
-        yield self._recommendation(task, generation, 0, time.perf_counter() - begun)
-
-    def prepare(self, record: Record) -> Task:
-        """The record's prompt, fitted to the context. Raises InputError that names the record and the field."""
-        given = self._has_given(record)
-        pieces = diagnosis_pieces(record.diagnoses) if given else ["\n", OPENING.removeprefix("\n")]
-        opened = [token for piece in pieces for token in self.template.encode(piece)]
-        free = 0 if given else self.constraint.max_diagnosis_tokens + 1 + len(self.constraint.ids.header)
-        limit = free + self._max_list_tokens
-        budget = min(self._trained, self.context - self._overhead - len(opened) - limit)
-        if budget < 1:
-            raise _too_long(record, self.context)
-        try:
-            prompt = build_prompt(record, budget=budget, count=self.template.count)
-        except InputError as error:
-            raise InputError(f"record {record.id}: {error.problem}", field=error.field, way_out=error.way_out) from error
-        ids = self.template.prompt_ids(prompt.messages)
-        if len(ids) + len(opened) + limit > self.context:
-            raise _too_long(record, self.context)
-        # Where the diagnoses are generated, the record's own are not looked at, for the facts either.
-        facts = facts_of(record if given else record.model_copy(update={"diagnoses": ()}))
-        banned = self._rules.contraindicated(facts, self.vocabulary.drugs) if self._mask_patient else ()
-        start = self.constraint.start(Phase.LIST if given else Phase.DIAGNOSES, banned=banned)
-        return Task(record, prompt, ids + opened, len(ids), given, start, limit, facts)
-
-    def _has_given(self, record: Record) -> bool:
-        has_any = any(clean_diagnosis(name) for name in record.diagnoses)
-        if self._diagnoses == "given" and not has_any:
-            raise InputError(
-                f"record {record.id} has no diagnoses", field="出院诊断", way_out="Use --diagnoses auto or generated."
-            )
-        return has_any and self._diagnoses != "generated"
-
-    def _generation(self, tasks: Sequence[Task]) -> Generation:
-        return Generation(
-            self.models,
-            self.constraint,
-            [task.ids for task in tasks],
-            [task.start for task in tasks],
-            [task.limit for task in tasks],
-        )
+        whole = self._recommendation(task, generation, 0, None, time.perf_counter() - begun)
+        yield from whole.diagnoses[named:]
+        yield from whole.drugs[listed:]
+        yield whole
 
     def _recommend(self, tasks: Sequence[Task]) -> list[Recommendation]:
         begun = time.perf_counter()
-        generation = self._generation(tasks)
-        generation.run()
+        written: Written = self.writer(tasks)
         share = (time.perf_counter() - begun) / len(tasks)
-        return [self._recommendation(task, generation, number, share) for number, task in enumerate(tasks)]
+        return [
+            self._recommendation(task, written.generation, number, written.inclusion[number], share)
+            for number, task in enumerate(tasks)
+        ]
 
-    def _recommendation(self, task: Task, generation: Generation, number: int, seconds: float) -> Recommendation:
+    def _recommendation(
+        self, task: Task, generation: Generation, number: int, inclusion: npt.NDArray[np.float64] | None, seconds: float
+    ) -> Recommendation:
         begun = time.perf_counter()
         row = generation.rows[number]
-        reading = self.constraint.read(row.start, row.ids)
-        drugs = drugs_of(row, reading, self.constraint, self.conflicts)
+        reading = read(self.constraint, row.start, row.ids)
+        drugs = drugs_of(row, reading, self.constraint, self.conflicts, inclusion)
         check_list([drug.label for drug in drugs], self.conflicts)
-        blocked = blocked_of(generation, number, reading, self.vocabulary) if self._audit else ()
+        blocked = blocked_of(generation, number, reading, self.vocabulary) if self.settings.audit else ()
         diagnoses = tuple(self._diagnoses_of(task, row, reading.diagnoses))
         facts = replace(task.facts, diagnoses=tuple(diagnosis.name for diagnosis in diagnoses))
         return Recommendation(
@@ -242,6 +198,7 @@ class Recommender:
             blocked=blocked,
             cuts=task.prompt.cuts,
             truncated=reading.truncated,
+            below_minimum=len(drugs) < self.settings.min_drugs,
             tokens=task.prompt_tokens,
             seconds=round(seconds + time.perf_counter() - begun, 4),
             versions=dict(self.versions),
@@ -252,6 +209,39 @@ class Recommender:
             return [Diagnosis(name, "given") for name in task.record.diagnoses if clean_diagnosis(name)]
         texts = (self.template.decode(row.ids[first:end]).replace("\ufffd", "") for first, end in spans)
         return [Diagnosis(name, "generated") for text in texts if (name := clean_diagnosis(text))]
+
+
+def bias_for(
+    constraint: Constraint,
+    models: Sequence[LoadedModel],
+    vocabulary: Vocabulary,
+    conflicts: ConflictTable,
+    settings: Settings,
+) -> Bias | None:
+    """The leanings that the settings ask for; None for none.
+
+    The prior of a label is its count in training plus one, over all. Raises InputError if a model does not know its counts.
+    """
+    if not settings.t2_penalty and not settings.prior_correction:
+        return None
+    prior = None
+    if settings.prior_correction:
+        counts = np.ones(len(vocabulary))
+        for loaded in models:
+            if loaded.drug_counts is None:
+                way_out = "Use a model trained by this version of yaofang sft."
+                raise InputError(
+                    f"model {loaded.name} does not say how often it saw each drug", field="--prior-correction", way_out=way_out
+                )
+            counts += [loaded.drug_counts.get(label, 0) / len(models) for label in vocabulary.labels]
+        prior = counts / counts.sum()
+    return Bias(
+        constraint,
+        prior=prior,
+        prior_weight=settings.prior_correction,
+        warned=conflicts.tiers == PENALISED_TIER,
+        warned_weight=settings.t2_penalty,
+    )
 
 
 def _check_models(models: Sequence[LoadedModel]) -> None:
@@ -266,11 +256,3 @@ def _check_models(models: Sequence[LoadedModel]) -> None:
                 field="model",
                 way_out="Use the tokenizer that belongs to the model.",
             )
-
-
-def _too_long(record: Record, context: int) -> InputError:
-    return InputError(
-        f"record {record.id} leaves no room for an answer in the model's context of {context} tokens",
-        field="出院诊断",
-        way_out="Shorten the record, or use a model of a longer context.",
-    )

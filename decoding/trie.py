@@ -12,6 +12,7 @@ number, and since a prefix sorts before what continues it, that number is low[n]
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,6 @@ class Trie:
 
     - `order[number]` is the position in `names` of the drug with this number, `number[position]` its inverse.
     - `children[node]` maps a token to a node; `ending[node]` is the drug whose name ends there or `NO_DRUG`.
-    - `below[node]` is the set of drugs under the node, as bits.
 
     Raises ValueError for an empty name and for two names with the same ids.
     """
@@ -44,11 +44,24 @@ class Trie:
         self._high = [len(self.names)]
         for drug, name in enumerate(self.names):
             self._insert(drug, name)
-        self.below = [interval(low, high) for low, high in zip(self._low, self._high, strict=True)]
+
+    @cached_property
+    def below(self) -> list[int]:
+        """The drugs under each node, as bits; not for tens of thousands of names, which would be gigabytes."""
+        return [interval(low, high) for low, high in zip(self._low, self._high, strict=True)]
+
+    def span(self, node: int) -> tuple[int, int]:
+        """The drugs under a node: low .. high - 1."""
+        return self._low[node], self._high[node]
 
     def __len__(self) -> int:
         """Number of drugs."""
         return len(self.names)
+
+    def left(self, node: int, written: Sequence[int]) -> bool:
+        """Whether a name under the node is not among the numbers `written`."""
+        low, high = self._low[node], self._high[node]
+        return high - low > sum(low <= number < high for number in written)
 
     def _insert(self, drug: int, name: tuple[int, ...]) -> None:
         node = ROOT

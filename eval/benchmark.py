@@ -19,7 +19,8 @@ from yaofang.data.ward.figures import measure
 from yaofang.data.ward.simulate import draft, simulate, write
 from yaofang.data.ward.tables import load_tables
 from yaofang.data.ward.therapy import Prescriber
-from yaofang.decoding.recommender import Diagnoses, Recommender
+from yaofang.decoding.recommender import Recommender
+from yaofang.decoding.settings import Diagnoses
 from yaofang.eval.baselines import Tuning, most_frequent, tfidf
 from yaofang.eval.evaluate import ModeResult, evaluate
 from yaofang.glm.loading import LoadedModel

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
@@ -27,7 +28,8 @@ ARCHITECTURES = {"glm": GlmForCausalLM, "glm4": Glm4ForCausalLM}
 LARGE = 64 << 20
 SAMPLE = 64 << 10
 TRAINED = "yaofang.json"
-"""File in a model's folder that says how long a prompt it was trained on; absent from models that others trained."""
+"""File in a model's folder that says how long a prompt it was trained on, and how often it saw each drug; absent from models
+that others trained."""
 Quantize = Literal["8bit", "4bit"]
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,10 @@ class LoadedModel:
     """Positions the model was made for."""
     prompt_tokens: int | None = None
     """Tokens of the record's turn in training; None where nothing says so, and the context alone is the limit."""
+    drug_counts: Mapping[str, int] | None = None
+    """Label -> training records that it stands in; None where nothing says so."""
+    folder: Path | None = None
+    """Where it was loaded from."""
 
 
 def load_model(
@@ -91,7 +97,9 @@ def load_model(
         dtype=kind,
         reasons=reasons,
         context=int(config["max_position_embeddings"]),
-        prompt_tokens=_prompt_tokens(path),
+        prompt_tokens=None if (trained := _trained(path)) is None else int(trained["prompt_tokens"]),
+        drug_counts=None if trained is None else trained.get("drug_counts"),
+        folder=path,
     )
 
 
@@ -104,9 +112,9 @@ def read_weights(folder: Path, kind: str, options: dict[str, Any]) -> Any:
         raise InputError(f"broken weights ({error})", file=folder, way_out=way_out) from error
 
 
-def _prompt_tokens(folder: Path) -> int | None:
+def _trained(folder: Path) -> dict[str, Any] | None:
     file = folder / TRAINED
-    return int(_json(file)["prompt_tokens"]) if file.exists() else None
+    return _json(file) if file.exists() else None
 
 
 def load_tokenizer(folder: Path) -> Any:

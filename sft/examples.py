@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from yaofang.data.answer import Answer, canonical_order, drug_frequency, pieces
+from yaofang.data.parallel import spread
 from yaofang.data.prompts import SYSTEM, build_prompt
 from yaofang.data.recommendation import Cut
 from yaofang.data.records import Record
@@ -52,6 +55,10 @@ def build_example(
     return Example(record.id, ids, mask, prompt.cuts)
 
 
+def _built(records: Sequence[Record], **settings: Any) -> list[Example]:
+    return [build_example(record, **settings) for record in records]
+
+
 def build_examples(
     records: Sequence[Record],
     template: ChatTemplate,
@@ -63,7 +70,8 @@ def build_examples(
     """All records as examples, one each, in the same order."""
     frequency = drug_frequency(records) if canonical else None
     budget = prompt_budget(template, max_length, answer_tokens)
-    examples = [build_example(record, template, max_length, budget, frequency) for record in records]
+    settings: dict[str, Any] = {"template": template, "max_length": max_length, "budget": budget, "frequency": frequency}
+    examples = spread(partial(_built, **settings), records)
     assert len(examples) == len(records), "an example was lost"
     for example in examples:
         assert len(example.input_ids) <= max_length, f"{example.id}: {len(example.input_ids)} tokens"

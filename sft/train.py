@@ -20,6 +20,8 @@ from peft import LoraConfig
 from transformers import GenerationConfig
 from trl import SFTConfig, SFTTrainer
 
+from yaofang.data.answer import drug_frequency
+from yaofang.data.prompts import build_prompt
 from yaofang.data.provenance import provenance
 from yaofang.data.records import Record, read_records
 from yaofang.data.ward.simulate import simulate
@@ -45,6 +47,8 @@ from yaofang.vocab.errors import InputError
 from yaofang.vocab.files import sha256_of, whole_file
 
 log = logging.getLogger(__name__)
+TOKENIZER_RECORDS = 20_000
+"""A fresh model's tokenizer learns from so many records at most, spread over all."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,9 @@ def train(
         return dict(result.metrics)
     start.template.tokenizer.save_pretrained(out)
     _name_base(recipe, out)
+    prompt_tokens = prompt_budget(start.template, plan.max_length, plan.answer_tokens)
     with whole_file(out / TRAINED) as handle:
-        json.dump({"prompt_tokens": prompt_budget(start.template, plan.max_length, plan.answer_tokens)}, handle)
+        json.dump(trained_on(records, prompt_tokens), handle, ensure_ascii=False)
     metrics = {**result.metrics, "records": len(records), "cut": sum(bool(e.cuts) for e in examples)}
     body = {
         "provenance": provenance(command),
@@ -96,6 +101,11 @@ def train(
     with whole_file(out / "run.json") as handle:
         json.dump(body, handle, ensure_ascii=False, indent=1)
     return metrics
+
+
+def trained_on(records: Sequence[Record], prompt_tokens: int) -> dict[str, Any]:
+    """What decoding has to know of a training: how long its prompts were, and how often it saw each drug."""
+    return {"prompt_tokens": prompt_tokens, "drug_counts": dict(drug_frequency(records).most_common())}
 
 
 def last_checkpoint(out: Path) -> str | None:
@@ -166,7 +176,7 @@ def start_from(recipe: Recipe, records: Sequence[Record], vocabulary: Vocabulary
 
 
 def _fresh(fresh: Fresh, records: Sequence[Record], vocabulary: Vocabulary, seed: int) -> Start:
-    texts = [text for record in records for text in _texts(record)]
+    texts = [text for record in records[:: -(-len(records) // TOKENIZER_RECORDS)] for text in _texts(record)]
     # Labels the training records never hold must still have short codes, so each label is shown to the BPE as a word.
     labels = [label for label in vocabulary.labels for _ in range(5)]
     # The answer's separators must be one token each, however rare they are in the records.
@@ -186,15 +196,9 @@ def _fresh(fresh: Fresh, records: Sequence[Record], vocabulary: Vocabulary, seed
 
 
 def _texts(record: Record) -> list[str]:
-    return [
-        record.chief_complaint,
-        record.admission,
-        record.present_illness,
-        record.past_history,
-        record.course,
-        *record.diagnoses,
-        *record.drugs,
-    ]
+    """All that a tokenizer will meet: the whole prompt, with the names of its sections, and the answer."""
+    turns = [turn["content"] for turn in build_prompt(record).messages]
+    return [*turns, *record.diagnoses, *record.drugs]
 
 
 def build_trainer(recipe: Recipe, start: Start, examples: Sequence[Example], out: Path) -> SFTTrainer:

@@ -48,6 +48,12 @@ yaofang vocab pairs --out pairs.csv --json
 yaofang vocab evidence --records TRAIN.jsonl --out evidence.json --json
 yaofang predict --records FILE --out SUB --mask-patient
 yaofang bench vocabulary --out docs/results/vocabulary.json
+yaofang predict --records FILE --out SUB --formulary LIST --ban BANS.json --min-drugs 2 --max-drugs 12
+yaofang predict --records FILE --out SUB --strategy expected --samples 24 --metric f1 --seed 1
+yaofang predict --records FILE --out SUB --diagnosis-list ICD.txt --t2-penalty 1 --prior-correction 0.3
+yaofang calibrate --records VALID.jsonl --model DIR --json
+yaofang bench decoding --tokenizer DIR --out docs/results/decoding.json
+yaofang bench modes --out docs/results/modes.json --json
 yaofang bench quality --out docs/results/quality.json --json
 yaofang bench ward --patients 1910 --seed 1 --tokenizer DIR --out docs/results/ward.json --json
 """

@@ -9,13 +9,14 @@ same with drugs) and ward.jsonl.truth.jsonl (the cause of every drug of both). S
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
+from yaofang.data.parallel import spread
 from yaofang.data.records import Record, write_records
 from yaofang.data.ward.patients import draw_patient
 from yaofang.data.ward.rare import FULL, TEST, Draft, place_rare
@@ -58,10 +59,15 @@ def draft(patients: int, seed: int, tables: Tables | None = None) -> Drafts:
     tables = tables or load_tables()
     prescriber = Prescriber(tables)
     test = max(1, round(patients * TEST / FULL))
-    drafts = [list(visits(number, seed, prescriber)) for number in range(1, patients + test + 1)]
+    drafts = spread(partial(_patients, seed=seed, tables=tables), range(1, patients + test + 1))
     ward = Drafts([d for own in drafts[:patients] for d in own], [d for own in drafts[patients:] for d in own])
     place_rare(ward.train, ward.test, patients, prescriber, seed)
     return ward
+
+
+def _patients(numbers: Sequence[int], seed: int, tables: Tables) -> list[list[Draft]]:
+    prescriber = Prescriber(tables)
+    return [list(visits(number, seed, prescriber)) for number in numbers]
 
 
 def visits(number: int, seed: int, prescriber: Prescriber) -> Iterator[Draft]:
@@ -86,17 +92,22 @@ def visits(number: int, seed: int, prescriber: Prescriber) -> Iterator[Draft]:
 
 def write(drafts: list[Draft], seed: int, tables: Tables) -> tuple[list[Record], list[Truth]]:
     """Records with drugs, and their truth."""
+    written = spread(partial(_written, seed=seed, tables=tables), drafts)
+    return [record for record, _ in written], [cause for _, causes in written for cause in causes]
+
+
+def _written(drafts: Sequence[Draft], seed: int, tables: Tables) -> list[tuple[Record, list[Truth]]]:
     writer = Writer(tables, generics())
-    records, truth = [], []
+    done = []
     for one in drafts:
         rng = np.random.default_rng([seed, one.patient.number, 2, one.stay.number])
         written = writer.write(one.patient, one.stay, one.home, one.gap, rng)
         order = [one.drugs[i] for i in rng.permutation(len(one.drugs))]
-        records.append(written.record.model_copy(update={"drugs": tuple(drug.label for drug in order)}))
-        truth += [
+        causes = [
             Truth(written.record.id, drug.label, drug.cause, writer.evidence(drug, written), drug.rule_broken) for drug in order
         ]
-    return records, truth
+        done.append((written.record.model_copy(update={"drugs": tuple(drug.label for drug in order)}), causes))
+    return done
 
 
 def simulate(patients: int, seed: int, tables: Tables | None = None) -> Ward:

@@ -73,6 +73,8 @@ def files(tmp_path: Path) -> Path:
 def predict(folder: Path, models: list[Path], *more: str | Path, records: str = "records.jsonl") -> int:
     out, vocab = folder / "sub.json", folder / "vocab.json"
     chosen = [word for model in models for word in ("--model", model)]
+    if "--strategy" not in more:
+        more = (*more, "--strategy", "greedy")  # sampled lists have tests of their own, and take longer
     return run("predict", "--records", folder / records, "--out", out, "--vocab", vocab, "--device", "cpu", *chosen, *more)
 
 
@@ -154,8 +156,10 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, records: int) -> None:
 
 def predict_unguarded(folder: Path, models: list[Path]) -> None:
     from yaofang.app.prediction_job import Job, run
+    from yaofang.decoding.settings import Settings
 
-    run(Job(folder / "records.jsonl", folder / "sub.json", tuple(models), folder / "vocab.json", device="cpu"))
+    settings = Settings(strategy="greedy")
+    run(Job(folder / "records.jsonl", folder / "sub.json", tuple(models), folder / "vocab.json", settings, device="cpu"))
 
 
 def test_shares_of_several_ranks_are_disjoint_and_merge_into_what_one_process_writes(
@@ -193,7 +197,8 @@ def test_every_record_belongs_to_exactly_one_share() -> None:
 
 def command(folder: Path, model: Path) -> list[str]:
     paths = ["--records", folder / "records.jsonl", "--out", folder / "sub.json", "--vocab", folder / "vocab.json"]
-    return ["-m", "yaofang.app.predict", *map(str, paths), "--model", str(model), "--device", "cpu", "--batch-size", "2"]
+    options = ["--model", str(model), "--device", "cpu", "--batch-size", "2", "--strategy", "greedy"]
+    return ["-m", "yaofang.app.predict", *map(str, paths), *options]
 
 
 def test_after_kill_9_resume_loses_and_repeats_nothing(files: Path, models: list[Path]) -> None:

@@ -66,7 +66,17 @@ def test_full_and_empty_recommendations_validate(schema: dict[str, Any]) -> None
     validator.validate(as_published(Recommendation(id="2-1", diagnoses=(), drugs=())))
 
 
-@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(Recommendation)])
+ADDED = {"below_minimum"}
+"""Keys that the first version of the form did not have."""
+
+
+def test_the_form_of_an_earlier_version_is_read(schema: dict[str, Any]) -> None:
+    value = {key: part for key, part in as_published(EXAMPLE).items() if key not in ADDED}
+    jsonschema.validate(value, schema)
+    assert Recommendation.from_json(value) == EXAMPLE
+
+
+@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(Recommendation) if field.name not in ADDED])
 def test_every_key_is_required(schema: dict[str, Any], key: str) -> None:
     value = as_published(EXAMPLE)
     del value[key]

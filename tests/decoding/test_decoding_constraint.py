@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yaofang.decoding.constraint import AnswerIds, Constraint, Phase, State, StatesByIds
+from yaofang.decoding.constraint import AnswerIds, Constraint, Phase, State
+from yaofang.decoding.reading import read
+from yaofang.decoding.states import StatesByIds
 from yaofang.decoding.trie import ROOT, Trie, bits, members
 
 WIDTH = 40
@@ -144,7 +146,7 @@ def check_lists(lists: int, seed: int) -> None:
 
 def check_one(constraint: Constraint, oracle: Oracle, start: State, ids: list[int]) -> int:
     """Check one list; the number of its drugs."""
-    reading = constraint.read(start, ids)
+    reading = read(constraint, start, ids)
     drugs = reading.drugs
     assert not reading.truncated
     assert [oracle.names[d] for d in drugs] == [name for name in split(ids[:-1]) if name], "a name outside"
@@ -185,11 +187,11 @@ def test_any_ids_whatever_never_raise_and_never_read_as_a_bad_list(ids: list[int
     names, conflicts = random_case(np.random.default_rng(seed))
     constraint = Constraint(names, conflicts, IDS)
     start = in_list(constraint)
-    drugs = constraint.read(start, ids).drugs
+    drugs = read(constraint, start, ids).drugs
     assert len(set(drugs)) == len(drugs)
     assert not any((conflicts | conflicts.T)[a, b] for a in drugs for b in drugs if a != b)
     assert len(constraint.allowed(after(constraint, start, *ids)))
-    reading = constraint.read(constraint.start(), ids)
+    reading = read(constraint, constraint.start(), ids)
     assert all(first < end for first, end in [*reading.diagnoses, *reading.spans])
 
 
@@ -240,7 +242,7 @@ def test_a_filler_beam_that_left_the_trie_is_parked_and_offered_the_end() -> Non
     state = after(constraint, in_list(constraint), 9, 1, 2, IDS.drug_separator, 4)
     assert state.phase == Phase.PARKED
     assert offered(constraint, state) == {IDS.end}
-    assert constraint.read(in_list(constraint), [9, 4, IDS.end]).drugs == []
+    assert read(constraint, in_list(constraint), [9, 4, IDS.end]).drugs == []
 
 
 @pytest.mark.parametrize("end", sorted(ENDS))
@@ -249,7 +251,7 @@ def test_each_of_the_three_end_ids_ends_a_row_but_only_the_trained_one_is_offere
     state = after(constraint, in_list(constraint), 1)
     assert offered(constraint, state) & ENDS == {IDS.end}
     assert constraint.step(state, end).phase == Phase.DONE
-    assert constraint.read(in_list(constraint), [1, end, 2, end]).drugs == [0]
+    assert read(constraint, in_list(constraint), [1, end, 2, end]).drugs == [0]
 
 
 def test_an_asymmetric_table_acts_both_ways_and_a_drug_against_itself_does_not_ban_it() -> None:
@@ -262,9 +264,9 @@ def test_an_asymmetric_table_acts_both_ways_and_a_drug_against_itself_does_not_b
 def test_a_name_cut_by_the_budget_is_no_drug_and_the_row_counts_as_truncated() -> None:
     constraint = Constraint([(1, 2), (1, 2, 3), (4, 5), (6,)], free(4), IDS)
     separator = IDS.drug_separator
-    assert constraint.read(in_list(constraint), [6, separator, 4]).drugs == [3]
-    assert constraint.read(in_list(constraint), [6, separator, 1, 2]).drugs == [3], "it might have become the longer name"
-    whole = constraint.read(in_list(constraint), [6, separator, 4, 5])
+    assert read(constraint, in_list(constraint), [6, separator, 4]).drugs == [3]
+    assert read(constraint, in_list(constraint), [6, separator, 1, 2]).drugs == [3], "it might have become the longer name"
+    whole = read(constraint, in_list(constraint), [6, separator, 4, 5])
     assert (whole.drugs, whole.spans, whole.truncated) == ([3, 2], [(0, 1), (2, 4)], True)
 
 
@@ -297,7 +299,7 @@ def test_the_whole_answer_is_opening_then_diagnoses_then_header_then_list() -> N
     for token in ids:
         assert token in offered(constraint, state)
         state = constraint.step(state, token)
-    reading = constraint.read(start, ids)
+    reading = read(constraint, start, ids)
     assert [ids[first:end] for first, end in reading.diagnoses] == [[5, 6], [7, 27, 8]]
     assert reading.drugs == [1, 0]
     assert reading.state.phase == Phase.DONE
@@ -330,7 +332,7 @@ def test_a_used_up_diagnosis_budget_forces_the_newline_and_the_header() -> None:
 
 def test_a_diagnosis_that_was_cut_is_still_read() -> None:
     constraint = Constraint([(1,)], free(1), IDS)
-    reading = constraint.read(constraint.start(), [*IDS.opening, 5, 26, 6])
+    reading = read(constraint, constraint.start(), [*IDS.opening, 5, 26, 6])
     assert reading.diagnoses == [(3, 4), (5, 6)]
     assert reading.truncated
 

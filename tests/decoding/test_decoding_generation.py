@@ -14,7 +14,9 @@ from transformers import GenerationConfig
 from yaofang.decoding.audit import kept_away
 from yaofang.decoding.constraint import Constraint, Phase, State
 from yaofang.decoding.generation import Generation
-from yaofang.decoding.processors import AnswerProcessor, LogitsMask, answer_ids, check_generation_config
+from yaofang.decoding.masking import LogitsMask
+from yaofang.decoding.processors import AnswerProcessor, answer_ids, check_generation_config
+from yaofang.decoding.reading import read
 from yaofang.glm.loading import LoadedModel
 from yaofang.glm.tiny import Architecture, random_tiny
 from yaofang.vocab.errors import InputError
@@ -92,7 +94,7 @@ def until_end(loaded: LoadedModel, ids: list[int]) -> list[int]:
 
 
 def assert_valid(constraint: Constraint, ids: list[int]) -> None:
-    reading = constraint.read(constraint.start(), ids)
+    reading = read(constraint, constraint.start(), ids)
     assert reading.state.phase == Phase.DONE
     assert reading.diagnoses
     assert reading.drugs
@@ -162,7 +164,7 @@ def test_rows_of_one_batch_may_start_in_the_diagnoses_and_in_the_list(model: Loa
     together = run(model, constraint, prompts, starts).rows
     for ids, start, row in zip(prompts, starts, together, strict=True):
         assert run(model, constraint, [ids], [start]).rows[0].ids == row.ids
-        assert constraint.read(start, row.ids).drugs
+        assert read(constraint, start, row.ids).drugs
 
 
 @torch.inference_mode()
@@ -206,7 +208,7 @@ def test_chosen_probabilities_and_masses_equal_those_without_a_cache(model: Load
     start = constraint.start(Phase.LIST)
     checked = 0
     for ids, row in zip(prompts, run(model, constraint, prompts, [start] * 3).rows, strict=True):
-        reading = constraint.read(start, row.ids)
+        reading = read(constraint, start, row.ids)
         for place, (drug, (first, end)) in enumerate(zip(reading.drugs, reading.spans, strict=True)):
             options = may_follow(reading.drugs[:place])
             p_step, mass = score(model, ids + row.ids[:first], drug, options)
@@ -230,7 +232,7 @@ def test_the_audit_finds_exactly_the_labels_that_a_full_scoring_finds(seeds: lis
     prompts = [prompt(models[0], text) for text in PROMPTS]
     generation = run(models, constraint, prompts, [start] * 3)
     for number, (ids, row) in enumerate(zip(prompts, generation.rows, strict=True)):
-        reading = constraint.read(start, row.ids)
+        reading = read(constraint, start, row.ids)
         wanted: dict[int, float] = {}
         for place, (first, _) in enumerate(reading.spans):
             listed = reading.drugs[:place]
@@ -254,7 +256,7 @@ def test_voting_averages_whole_names_and_writes_the_best_token_of_the_mixture() 
     ids = prompt(models[0], PROMPTS[1])
     start = constraint.start(Phase.LIST)
     (row,) = run(models, constraint, [ids], [start]).rows
-    reading = constraint.read(start, row.ids)
+    reading = read(constraint, start, row.ids)
     assert len(reading.drugs) > 2
     for place, (drug, (first, end)) in enumerate(zip(reading.drugs, reading.spans, strict=True)):
         options = may_follow(reading.drugs[:place])
@@ -284,10 +286,10 @@ def test_a_row_cut_by_its_limit_keeps_whole_drugs_only(model: LoadedModel) -> No
     start = constraint.start(Phase.LIST)
     ids = prompt(model, PROMPTS[1])
     (whole,) = run(model, constraint, [ids], [start]).rows
-    drugs = constraint.read(start, whole.ids).drugs
+    drugs = read(constraint, start, whole.ids).drugs
     for limit in range(1, len(whole.ids)):
         (row,) = run(model, constraint, [ids], [start], limit).rows
-        reading = constraint.read(start, row.ids)
+        reading = read(constraint, start, row.ids)
         assert row.ids == whole.ids[:limit]
         assert reading.truncated
         assert reading.drugs == drugs[: len(reading.drugs)]
@@ -306,7 +308,7 @@ def test_beams_that_outnumber_the_allowed_lists_do_not_raise(model: LoadedModel)
         max_new_tokens=30,
         pad_token_id=model.template.pad_id,
     )
-    lists = [constraint.read(start, row[width:].tolist()).drugs for start, row in zip(starts, output, strict=True)]
+    lists = [read(constraint, start, row[width:].tolist()).drugs for start, row in zip(starts, output, strict=True)]
     assert lists == [[0], [], [0]]
 
 

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from yaofang.decoding.constraint import Constraint, Phase
 from yaofang.decoding.processors import answer_ids, constraint_for
+from yaofang.decoding.reading import read
 from yaofang.glm.template import ChatTemplate
 from yaofang.vocab.conflicts import ConflictTable, load_conflicts
 from yaofang.vocab.drugs import load_vocabulary
@@ -57,7 +58,7 @@ def test_random_lists_under_the_real_ids_are_valid_and_every_label_can_be_writte
         while state.phase == Phase.LIST:
             ids.append(int(rng.choice(constraint.allowed(state))))
             state = constraint.step(state, ids[-1])
-        drugs = constraint.read(start, ids).drugs
+        drugs = read(constraint, start, ids).drugs
         assert "、".join(conflicts.vocabulary.labels[drug] for drug in drugs) == template.decode(ids)
         tiers = conflicts.tiers[np.ix_(drugs, drugs)]
         assert len(set(drugs)) == len(drugs)
@@ -88,5 +89,5 @@ def test_a_diagnosis_that_ends_in_a_bracket_is_closed_by_the_separator_alone(
     for token in ids:
         assert token in constraint.allowed(state)
         state = constraint.step(state, token)
-    spans = constraint.read(start, ids).diagnoses
+    spans = read(constraint, start, ids).diagnoses
     assert [template.decode(ids[first:end]) for first, end in spans] == ["高血压3级（极高危）", "糖尿病"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from yaofang.data.recommendation import Diagnosis, Drug, Recommendation
 from yaofang.data.records import Record
 from yaofang.decoding.constraint import Phase
 from yaofang.decoding.reasons import check_list, with_patient_warnings
-from yaofang.decoding.recommender import MOST_DRUGS, Recommender
+from yaofang.decoding.recommender import Recommender
+from yaofang.decoding.settings import Settings
 from yaofang.glm.loading import LoadedModel
 from yaofang.glm.tiny import random_tiny
 from yaofang.vocab.conflicts import ConflictTable, load_conflicts
@@ -42,6 +44,11 @@ def conflicts(vocabulary: Vocabulary) -> ConflictTable:
     return load_conflicts(vocabulary)
 
 
+def greedy(*arguments: Any, **settings: Any) -> Recommender:
+    """These tests are about one list as the model writes it; sampled lists have tests of their own."""
+    return Recommender(*arguments, strategy="greedy", **settings)
+
+
 def model(architecture: str = "glm", seed: int = 0, **settings: int) -> LoadedModel:
     loaded = random_tiny(architecture="glm4" if architecture == "glm4" else "glm", seed=seed, **settings)
     return peaked(loaded)
@@ -52,7 +59,7 @@ def talkative(vocabulary: Vocabulary, conflicts: ConflictTable) -> LoadedModel:
     """The first random model that writes diagnoses which decode and lists of several drugs, whatever the vocabulary."""
     for seed in range(40):
         loaded = model(seed=seed)
-        rx = Recommender([loaded], vocabulary, conflicts, max_diagnosis_tokens=12, audit=False)
+        rx = greedy([loaded], vocabulary, conflicts, max_diagnosis_tokens=12, audit=False)
         if all(found.diagnoses and len(found.drugs) > 2 and not found.truncated for found in rx.batch(RECORDS[:2])):
             return loaded
     raise AssertionError("no random model writes lists")
@@ -60,7 +67,7 @@ def talkative(vocabulary: Vocabulary, conflicts: ConflictTable) -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def recommender(talkative: LoadedModel, vocabulary: Vocabulary, conflicts: ConflictTable) -> Recommender:
-    return Recommender([talkative], vocabulary, conflicts, max_diagnosis_tokens=12)
+    return greedy([talkative], vocabulary, conflicts, max_diagnosis_tokens=12)
 
 
 def record(number: int, *, diagnoses: tuple[str, ...] = NAMED, words: int = 1) -> Record:
@@ -78,7 +85,7 @@ def assert_valid(found: Iterable[Recommendation], conflicts: ConflictTable) -> N
         assert places, "a list is never empty while a drug is allowed"
         assert len(set(places)) == len(places)
         assert not (conflicts.tiers[np.ix_(places, places)] == 1).any()
-        assert len(places) <= MOST_DRUGS
+        assert len(places) <= (Settings().max_drugs or 0)
 
 
 @pytest.mark.parametrize("architecture", ["glm", "glm4"])
@@ -86,7 +93,7 @@ def assert_valid(found: Iterable[Recommendation], conflicts: ConflictTable) -> N
 def test_every_list_is_valid_for_both_architectures(
     architecture: str, mode: str, vocabulary: Vocabulary, conflicts: ConflictTable
 ) -> None:
-    rx = Recommender(
+    rx = greedy(
         [model(architecture, seed=1)],
         vocabulary,
         conflicts,
@@ -147,7 +154,7 @@ def test_given_diagnoses_enter_the_answer_piece_by_piece(recommender: Recommende
 def test_generated_diagnoses_ignore_what_the_record_names(
     talkative: LoadedModel, vocabulary: Vocabulary, conflicts: ConflictTable
 ) -> None:
-    rx = Recommender([talkative], vocabulary, conflicts, diagnoses="generated", max_diagnosis_tokens=12)
+    rx = greedy([talkative], vocabulary, conflicts, diagnoses="generated", max_diagnosis_tokens=12)
     with_names, without = rx(RECORDS[1]), rx(RECORDS[1].model_copy(update={"diagnoses": NAMED}))
     assert with_names.diagnoses == without.diagnoses
     assert {each.source for each in with_names.diagnoses} == {"generated"}
@@ -156,14 +163,14 @@ def test_generated_diagnoses_ignore_what_the_record_names(
 def test_asking_for_given_diagnoses_that_a_record_lacks_names_record_and_field(
     vocabulary: Vocabulary, conflicts: ConflictTable
 ) -> None:
-    rx = Recommender([model()], vocabulary, conflicts, diagnoses="given")
+    rx = greedy([model()], vocabulary, conflicts, diagnoses="given")
     with pytest.raises(InputError, match="record 2-1") as caught:
         rx(record(2, diagnoses=("  ",)))
     assert caught.value.field == "出院诊断"
 
 
 def test_a_record_longer_than_the_context_is_cut_and_the_cut_reported(vocabulary: Vocabulary, conflicts: ConflictTable) -> None:
-    rx = Recommender([model(context=900)], vocabulary, conflicts)
+    rx = greedy([model(context=900)], vocabulary, conflicts)
     found = rx(record(1, words=400))
     assert found.cuts
     assert found.tokens < 900
@@ -171,7 +178,7 @@ def test_a_record_longer_than_the_context_is_cut_and_the_cut_reported(vocabulary
 
 
 def test_a_record_that_cannot_be_fitted_names_itself_and_a_field(vocabulary: Vocabulary, conflicts: ConflictTable) -> None:
-    rx = Recommender([model(context=700)], vocabulary, conflicts)
+    rx = greedy([model(context=700)], vocabulary, conflicts)
     endless = Record(patient=1, id="1-1", diagnoses=tuple(f"病{n}" * 9 for n in range(60)))
     long_complaint = Record(patient=2, id="2-1", ethnicity="汉族" * 1200, diagnoses=NAMED)
     for each in (endless, long_complaint):
@@ -182,7 +189,7 @@ def test_a_record_that_cannot_be_fitted_names_itself_and_a_field(vocabulary: Voc
 
 
 def test_skip_hands_over_what_cannot_be_fitted_and_goes_on(vocabulary: Vocabulary, conflicts: ConflictTable) -> None:
-    rx = Recommender([model(context=900)], vocabulary, conflicts)
+    rx = greedy([model(context=900)], vocabulary, conflicts)
     bad = Record(patient=9, id="9-1", ethnicity="汉族" * 1200, diagnoses=NAMED)
     skipped: list[str] = []
     done = dict(rx.completed([record(1), bad, record(3)], 2, skip=lambda each, error: skipped.append(each.id)))
@@ -193,9 +200,9 @@ def test_skip_hands_over_what_cannot_be_fitted_and_goes_on(vocabulary: Vocabular
 def test_a_list_cut_by_its_budget_is_flagged_and_holds_whole_drugs(
     talkative: LoadedModel, vocabulary: Vocabulary, conflicts: ConflictTable
 ) -> None:
-    whole = Recommender([talkative], vocabulary, conflicts)(RECORDS[0])
+    whole = greedy([talkative], vocabulary, conflicts)(RECORDS[0])
     # Three names take at least five tokens with their separators.
-    cut = Recommender([talkative], vocabulary, conflicts, max_list_tokens=4)(RECORDS[0])
+    cut = greedy([talkative], vocabulary, conflicts, max_list_tokens=4)(RECORDS[0])
     assert not whole.truncated
     assert cut.truncated
     assert cut.labels == whole.labels[: len(cut.labels)]
@@ -227,15 +234,15 @@ def test_the_numbers_beside_a_drug_are_probabilities_and_its_reasons_are_the_tab
 
 def test_the_same_list_comes_without_the_audit(vocabulary: Vocabulary, conflicts: ConflictTable) -> None:
     loaded = model()
-    with_audit = Recommender([loaded], vocabulary, conflicts)(RECORDS[0])
-    without = Recommender([loaded], vocabulary, conflicts, audit=False)(RECORDS[0])
+    with_audit = greedy([loaded], vocabulary, conflicts)(RECORDS[0])
+    without = greedy([loaded], vocabulary, conflicts, audit=False)(RECORDS[0])
     assert without.blocked == ()
     assert_close(with_audit, without)
 
 
 def test_several_models_vote_and_their_versions_are_told(vocabulary: Vocabulary, conflicts: ConflictTable) -> None:
     models = [model(seed=1), model(seed=2)]
-    rx = Recommender(models, vocabulary, conflicts)
+    rx = greedy(models, vocabulary, conflicts)
     found = rx.batch([RECORDS[0], RECORDS[2]])
     assert_valid(found, conflicts)
     assert found[0].versions["model"] == "+".join(each.version for each in models)
@@ -244,16 +251,16 @@ def test_several_models_vote_and_their_versions_are_told(vocabulary: Vocabulary,
 
 def test_models_with_different_tokenizers_are_refused(vocabulary: Vocabulary, conflicts: ConflictTable) -> None:
     with pytest.raises(InputError, match="different tokenizers"):
-        Recommender([model(), random_tiny(["另一种文字"])], vocabulary, conflicts)
+        greedy([model(), random_tiny(["另一种文字"])], vocabulary, conflicts)
 
 
 def test_no_model_and_an_unknown_mode_and_an_empty_batch_size_are_refused(
     vocabulary: Vocabulary, conflicts: ConflictTable, recommender: Recommender
 ) -> None:
     with pytest.raises(InputError, match="no model"):
-        Recommender([], vocabulary, conflicts)
+        greedy([], vocabulary, conflicts)
     with pytest.raises(InputError, match="unknown"):
-        Recommender([model()], vocabulary, conflicts, diagnoses="both")  # type: ignore[arg-type]
+        greedy([model()], vocabulary, conflicts, diagnoses="both")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="batch size 0"):
         recommender.batch(RECORDS, batch_size=0)
 
@@ -262,7 +269,7 @@ def test_another_list_of_names_is_obeyed(tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_text("二甲双胍\n阿卡波糖\n甲钴胺\n", encoding="utf-8")
     names = load_vocabulary(file)
-    found = Recommender([model()], names, load_conflicts(names))(RECORDS[0])
+    found = greedy([model()], names, load_conflicts(names))(RECORDS[0])
     assert set(found.labels) <= {"二甲双胍", "阿卡波糖", "甲钴胺"}
 
 
@@ -320,12 +327,12 @@ def test_a_drug_contraindicated_in_the_patient_is_warned_of_and_masked_where_ask
     assert not {"甘精胰岛素", "氨氯地平片"} & banned
     warned = 0
     for seed in range(6):
-        free = Recommender([model(seed=seed)], vocabulary, conflicts, audit=False)(ALLERGIC)
+        free = greedy([model(seed=seed)], vocabulary, conflicts, audit=False)(ALLERGIC)
         for drug in free.drugs:
             said = {warning.tier for warning in drug.warnings if warning.kind == "patient"}
             assert ("T1" in said) == (drug.label in banned)
             warned += "T1" in said
-        kept = Recommender([model(seed=seed)], vocabulary, conflicts, audit=False, mask_patient=True)(ALLERGIC)
+        kept = greedy([model(seed=seed)], vocabulary, conflicts, audit=False, mask_patient=True)(ALLERGIC)
         assert not set(kept.labels) & banned
     assert warned > 0
 
@@ -344,7 +351,7 @@ def test_generated_mode_never_looks_at_the_records_own_diagnoses(vocabulary: Voc
     place = vocabulary.index("二甲双胍")
     starts = {}
     for mode in ("given", "generated"):
-        rx = Recommender([model()], vocabulary, conflicts, diagnoses=mode, mask_patient=True)  # type: ignore[arg-type]
+        rx = greedy([model()], vocabulary, conflicts, diagnoses=mode, mask_patient=True)  # type: ignore[arg-type]
         task = rx.prepare(ketoacidosis)
         starts[mode] = place in rx.constraint.positions(task.start.allowed), task.facts.diagnoses
     assert starts == {"given": (False, ("糖尿病酮症酸中毒",)), "generated": (True, ())}

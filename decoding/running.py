@@ -1,0 +1,121 @@
+"""A model on a batch of rows: its key/value cache, and what it says after the last ids. Knows ids and tensors alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from yaofang.glm.loading import LoadedModel
+from yaofang.vocab.errors import InputError
+
+
+class Run:
+    """One model on one batch: its cache, and the logits [rows, places, V] at the last places, as float32.
+
+    `ids` and `seen` are [prompts, width], padded on the left; each prompt is read once for `copies` rows.
+    """
+
+    def __init__(self, loaded: LoadedModel, ids: torch.Tensor, seen: torch.Tensor, copies: int = 1) -> None:
+        self.loaded = loaded
+        self.cache = DynamicCache()
+        self.seen = seen.to(loaded.device)
+        positions = (self.seen.cumsum(-1) - 1).clamp(min=0)
+        self.logits = self._forward(ids, self.seen, positions, self.cache, keep=1)
+        if copies > 1:
+            self.cache.batch_repeat_interleave(copies)
+            self.seen = self.seen.repeat_interleave(copies, dim=0)
+            self.logits = self.logits.repeat_interleave(copies, dim=0)
+
+    @property
+    def columns(self) -> int:
+        """Columns of the cache."""
+        return int(self.seen.shape[1])
+
+    def extend(self, chunks: Sequence[Sequence[int]], *, keep: int = 1) -> None:
+        """Feed each row its next ids, none or several; the logits are then those of the last `keep` places."""
+        ids, fresh = pad_left(chunks, 0)
+        ids, fresh = ids.to(self.loaded.device), fresh.to(self.loaded.device)
+        before = self.seen.sum(-1, keepdim=True)
+        positions = (before + fresh.cumsum(-1) - 1).clamp(min=0)
+        self.seen = torch.cat([self.seen, fresh], dim=1)
+        self.logits = self._forward(ids, self.seen, positions, self.cache, keep=min(keep, ids.shape[1]))
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Go on with these rows alone, in this order."""
+        picked = torch.tensor(places, device=self.loaded.device)
+        self.cache.batch_select_indices(picked)
+        self.seen, self.logits = self.seen[picked], self.logits[picked]
+
+    def tree(
+        self, rows: Sequence[int], columns: Sequence[int], tokens: torch.Tensor, depths: torch.Tensor, ancestors: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits [rows, n, V] at the n nodes of a tree of continuations, in one forward on top of the cache.
+
+        Each of `rows` goes on after so many of its `columns`. `tokens` [n] are the nodes' ids, `depths` [n] start at 0, and
+        `ancestors` [n, n] is true where the second node is on the way to the first, itself included. The cache stays as it is.
+        """
+        device, picked, width = self.loaded.device, list(rows), max(columns)
+        before = torch.arange(width, device=device) < torch.tensor(columns, device=device)[:, None]
+        seen = self.seen[picked, :width].bool() & before
+        cache = DynamicCache()
+        for number, layer in enumerate(self.cache.layers):
+            cache.update(layer.keys[picked, :, :width], layer.values[picked, :, :width], number)
+        mask = torch.cat([seen[:, None].expand(-1, len(tokens), -1), ancestors.to(device).expand(len(picked), -1, -1)], dim=-1)
+        positions = seen.sum(-1, keepdim=True) + depths.to(device)
+        ids = tokens.to(device).expand(len(picked), -1)
+        with _AttentionByMask(self.loaded.model):
+            return self._forward(ids, mask[:, None], positions, cache, keep=len(tokens))
+
+    @torch.inference_mode()
+    def _forward(
+        self, ids: torch.Tensor, seen: torch.Tensor, positions: torch.Tensor, cache: DynamicCache, *, keep: int
+    ) -> torch.Tensor:
+        output: Any = self.loaded.model(
+            input_ids=ids.to(self.loaded.device),
+            attention_mask=seen,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        logits: torch.Tensor = output.logits.float()
+        return logits
+
+
+class _AttentionByMask:
+    """While a tree is scored, an attention that takes any mask: FlashAttention knows causal ones only."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._own = model.config._attn_implementation
+
+    def __enter__(self) -> None:
+        if self._own.startswith("flash"):
+            self._model.set_attn_implementation("sdpa")
+
+    def __exit__(self, *_: object) -> None:
+        if self._own.startswith("flash"):
+            self._model.set_attn_implementation(self._own)
+
+
+def check_same_tokenizer(models: Sequence[LoadedModel]) -> None:
+    """Raise InputError unless all models write ids alike."""
+    known = models[0].template.tokenizer.get_vocab()
+    for other in models[1:]:
+        if other.template.tokenizer.get_vocab() != known:
+            raise InputError(
+                f"models {models[0].name} and {other.name} have different tokenizers",
+                field="model",
+                way_out="Let only models vote that were trained from one base.",
+            )
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids [rows, longest] with the padding before them, and the mask of what is no padding."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+    seen = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, seen

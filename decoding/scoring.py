@@ -1,0 +1,170 @@
+"""The probability of every allowed drug as the next one of a list, exactly, in one forward over the names' trie.
+
+A name's probability is the product over its tokens of what the model gives each among the ids allowed there (and of the name
+ending where it could grow). Where only one id is allowed the factor is 1, so the model is only asked at the trie's nodes with
+a choice: of GLM-4's 651 names some hundreds of some thousands. These nodes are fed together, each as one token that attends
+to the row's cache and to the nodes on its own way from the root (a tree attention mask), at the position of its depth. Nodes
+on different ways do not see each other, so each has the logits that it would have alone.
+
+Knows ids, the constraint and a generation's cache; no label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from yaofang.decoding.constraint import Constraint, Phase, State
+from yaofang.decoding.generation import Generation
+from yaofang.decoding.trie import NO_DRUG, ROOT
+
+Probabilities = npt.NDArray[np.float64]
+
+
+class Place(NamedTuple):
+    """Where a name begins in a row, and the state there; its set of drugs may be another than the one generated with."""
+
+    row: int
+    at: int
+    state: State
+    wanted: int | None = None
+    """The drugs asked for, as bits by the trie's numbers; None asks for all."""
+
+
+class ChoiceTree(NamedTuple):
+    """The nodes of a trie that the model has to read, parents first."""
+
+    nodes: list[int]
+    tokens: torch.Tensor
+    depths: torch.Tensor
+    ancestors: torch.Tensor
+    """[n, n], true where the second node is on the way to the first, itself included."""
+
+
+def choice_tree(
+    constraint: Constraint, drugs: int, roots: Sequence[int] | None = None, wanted: int | None = None
+) -> ChoiceTree:
+    """The nodes with a choice among `drugs` (bits), and those on the way to them.
+
+    Only those under the first tokens `roots`, and only those above a drug of `wanted`, where these are given.
+    """
+    trie = constraint.trie
+    nodes: list[int] = []
+    tokens: list[int] = []
+    ways: list[list[int]] = []
+
+    def visit(node: int, token: int, way: list[int]) -> None:
+        inside = trie.below[node] & drugs
+        if inside & (inside - 1) == 0 or (wanted is not None and not inside & wanted):
+            return  # none or one: nothing is left to choose here or below; or nobody asks
+        own = [*way, len(nodes)]
+        nodes.append(node)
+        tokens.append(token)
+        ways.append(own)
+        for following, child in trie.children[node].items():
+            visit(child, following, own)
+
+    for first in trie.children[ROOT] if roots is None else roots:
+        visit(trie.children[ROOT][first], first, [])
+    ancestors = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)
+    for at, own in enumerate(ways):
+        ancestors[at, own] = True
+    return ChoiceTree(nodes, torch.tensor(tokens), torch.tensor([len(own) - 1 for own in ways]), ancestors)
+
+
+def next_drugs(generation: Generation, places: Sequence[Place], *, least: float = 0.0, chunk: int = 64) -> list[Probabilities]:
+    """For each place, [D] probabilities by vocabulary position; 0 where a drug is not allowed. They sum to 1.
+
+    Where a place asks for some drugs only, the others may be 0 though they are possible.
+
+    With `least`, names whose first token has less probability are not followed: they get 0, as none of them could reach it.
+    The generation must have been made with `masses`. `chunk` places are scored in one forward.
+    """
+    found: list[Probabilities] = []
+    for begin in range(0, len(places), chunk):
+        found += _scored(generation, places[begin : begin + chunk], least)
+    return found
+
+
+def _scored(generation: Generation, places: Sequence[Place], least: float) -> list[Probabilities]:
+    constraint = generation.constraint
+    firsts = [_first(generation, place) for place in places]
+    reached = [_reached(generation, place, first, least) for place, first in zip(places, firsts, strict=True)]
+    union = wanted = 0
+    for place in places:
+        union |= place.state.allowed
+        wanted |= place.state.allowed if place.wanted is None else place.wanted
+    tree = choice_tree(constraint, union, sorted(set().union(*reached)), wanted)
+    asked = [at for at, tokens in enumerate(reached) if tokens]
+    rows = [places[at].row for at in asked]
+    columns = [generation.rows[places[at].row].columns[places[at].at] for at in asked]
+    empty = torch.empty(len(asked), 0, 0)
+    said = [run.tree(rows, columns, *tree[1:]) if tree.nodes and asked else empty for run in generation.runs]
+    found = [np.zeros(len(constraint.trie)) for _ in places]
+    for row, at in enumerate(asked):
+        walks = [_Walk(constraint, places[at], tree.nodes, logits[row]) for logits in said]
+        names = [walk.drugs(firsts[at][model], generation.first_ids, reached[at]) for model, walk in enumerate(walks)]
+        found[at] = np.mean([np.exp(one) for one in names], axis=0)
+    return found
+
+
+def _reached(generation: Generation, place: Place, first: torch.Tensor, least: float) -> set[int]:
+    """First tokens that are likely enough and have a drug below them that the place asks for."""
+    trie = generation.constraint.trie
+    asked = place.state.allowed if place.wanted is None else place.state.allowed & place.wanted
+    mean = first.exp().mean(0).tolist()
+    pairs = zip(generation.first_ids, mean, strict=True)
+    return {token for token, p in pairs if p > 0 and p >= least and trie.below[trie.children[ROOT][token]] & asked}
+
+
+def _first(generation: Generation, place: Place) -> torch.Tensor:
+    """[models, first tokens]: log probabilities of a name's first token among those allowed at the place."""
+    allowed = set(generation.constraint.allowed(place.state).tolist())
+    closed = torch.tensor([token not in allowed for token in generation.first_ids])
+    return generation.rows[place.row].first[place.at].masked_fill(closed, -torch.inf).log_softmax(-1)
+
+
+class _Walk:
+    """From the root's probabilities to those of all drugs, for one place and one model."""
+
+    def __init__(self, constraint: Constraint, place: Place, nodes: Sequence[int], logits: torch.Tensor) -> None:
+        self.constraint = constraint
+        self.state = place.state
+        self.wanted = place.state.allowed if place.wanted is None else place.wanted
+        self.place = {node: at for at, node in enumerate(nodes)}
+        self.logits = logits.cpu()
+
+    def drugs(self, first: torch.Tensor, tokens: Sequence[int], reached: set[int]) -> Probabilities:
+        """[D] log probabilities by vocabulary position."""
+        trie = self.constraint.trie
+        found = np.full(len(trie), -np.inf)
+        for token, log_p in zip(tokens, first.tolist(), strict=True):
+            if token in reached and log_p > -np.inf:
+                for drug, value in self._under(trie.children[ROOT][token], log_p):
+                    found[trie.order[drug]] = value
+        return found
+
+    def _under(self, node: int, log_p: float) -> Iterator[tuple[int, float]]:
+        """(drug, log probability) of every allowed drug below a node that is itself reached with `log_p`."""
+        trie = self.constraint.trie
+        inside = trie.below[node] & self.state.allowed
+        if not inside & self.wanted:
+            return
+        if inside & (inside - 1) == 0:
+            yield inside.bit_length() - 1, log_p
+            return
+        allowed = self.constraint.allowed(self.state._replace(phase=Phase.LIST, node=node))
+        said = self.logits[self.place[node]][torch.from_numpy(allowed)].log_softmax(-1).tolist()
+        closing = -np.inf
+        for token, value in zip(allowed.tolist(), said, strict=True):
+            child = trie.children[node].get(token)
+            if child is None:
+                closing = np.logaddexp(closing, value)
+            else:
+                yield from self._under(child, log_p + value)
+        if trie.ending[node] != NO_DRUG and closing > -np.inf:
+            yield trie.ending[node], log_p + closing
