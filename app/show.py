@@ -18,6 +18,9 @@ NO_DATA = "没有列出相互作用只表示所用资料中查不到，不表示
 SOURCES = {"given": "病历给出", "generated": "模型生成"}
 
 
+COLUMNS = ("", "药品", "通用名", "ATC", "条件概率", "入选概率", "排除", "提示")
+
+
 def show(
     details: Annotated[Path, typer.Argument(help="File written by `yaofang predict --details`.")],
     id: Annotated[str | None, typer.Option("--id", help="就诊标识; without it the first record.")] = None,
@@ -71,17 +74,17 @@ def print_recommendation(found: Recommendation) -> None:
         as_json=False,
         data=None,
     )
-    table("\n出院带药", ("", "药品", "通用名", "ATC", "条件概率", "排除", "提示"), drug_rows(found), as_json=False, data=None)
+    table("\n出院带药", COLUMNS, drug_rows(found), as_json=False, data=None)
     if found.blocked:
         table("\n被排除", ("药品", "因已列出", "级别", "条件概率"), blocked_rows(found), as_json=False, data=None)
     for remark in remarks(found):
         typer.echo(remark)
 
 
-def drug_rows(found: Recommendation) -> list[tuple[int, str, str, str, float, int, str]]:
+def drug_rows(found: Recommendation) -> list[tuple[int, str, str, str, float, float | None, int, str]]:
     """Rows of the drug table, in the order in which the model wrote the list; 排除 counts the labels that a drug rules out."""
     return [
-        (place, drug.label, drug.generic, _code(drug.atc), drug.p_step, len(drug.kept_out), _warnings(drug))
+        (place, drug.label, drug.generic, _code(drug.atc), drug.p_step, drug.p_include, len(drug.kept_out), _warnings(drug))
         for place, drug in enumerate(found.drugs, 1)
     ]
 
@@ -94,6 +97,11 @@ def blocked_rows(found: Recommendation) -> list[tuple[str, str, str, float]]:
 def remarks(found: Recommendation) -> list[str]:
     """What a reader must know beside the tables, each a line in Chinese."""
     lines = ["", "条件概率：模型写到清单此处时选中该药的概率，不是该药应当使用的概率。"]
+    if any(drug.p_include is not None for drug in found.drugs):
+        curve = "已在模拟或自有患者上校准" if "calibration" in found.versions else "未校准"
+        lines.append(f"入选概率：模型认为该药属于这份清单的概率（{curve}），不是用药依据。")
+    if found.below_minimum:
+        lines.append("药品数少于要求的最少数：冲突与排除之后没有更多可列。")
     if any(drug.kept_out for drug in found.drugs):
         lines.append("排除：该药列入后，有多少个药品因 T1 级冲突不能再列。")
     if found.blocked:

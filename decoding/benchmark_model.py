@@ -61,7 +61,7 @@ WHAT_IT_IS = {
 }
 
 
-def measure(tokenizer: Path | None = None, *, rounds: int = 5, records: int = 64, batch_size: int = 8) -> dict[str, Any]:
+def measure(tokenizer: Path | None = None, *, rounds: int = 5, records: int = 32, batch_size: int = 8) -> dict[str, Any]:
     """All figures as one JSON object; `WHAT_IT_IS` says what each is."""
     loaded = wide_model(tokenizer)
     vocabulary = load_vocabulary()

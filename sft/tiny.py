@@ -49,7 +49,7 @@ tables and nothing else: it has read no patient, no guideline and no book, and n
 On {test_records} records of simulated patients that neither the model nor the baselines saw (ward of {ward_patients:,}
 patients, seed {ward_seed}; `yaofang bench quality`), with 95% intervals by bootstrap over patients. The ceiling, the expected
 Jaccard of the ward's own best list, is {ceiling:.3f}. The baselines learned from the ward's {ward_patients:,} training
-patients, the model from those of the recipe above.
+patients, the model from those of the recipe above; its lists are decoded for the expected Jaccard (`--strategy expected`).
 
 | system | Jaccard | of the ceiling | F1 | drugs a record | T1 pairs |
 |---|---|---|---|---|---|

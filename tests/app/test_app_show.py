@@ -43,7 +43,7 @@ def test_the_table_of_a_record_shows_diagnoses_drugs_and_what_was_kept_out(
     lines = capsys.readouterr().out.splitlines()
     assert any("2型糖尿病" in line and "病历给出" in line for line in lines)
     assert any("高脂血症" in line and "模型生成" in line for line in lines)
-    assert any("通用名" in line and "ATC" in line and "条件概率" in line for line in lines)
+    assert any("通用名" in line and "ATC" in line and "条件概率" in line and "入选概率" in line for line in lines)
     assert any(all(part in line for part in ("阿托伐他汀钙片", "C10AA05", "0.812")) for line in lines)
     assert any("依帕司他" in line and "[T2] 监测血糖" in line for line in lines)
     assert any(all(part in line for part in ("瑞舒伐他汀", "阿托伐他汀钙片", "T1", "0.125")) for line in lines)
@@ -103,3 +103,18 @@ def test_a_provisional_class_is_marked() -> None:
     drug = Drug(label="依帕司他", generic="依帕司他", atc="~A10XX", p_step=0.5, p_include=None, masked_mass=0.0)
     found = Recommendation(id="1-1", diagnoses=(), drugs=(drug,))
     assert drug_rows(found)[0][3] == "A10XX（暂定）"
+
+
+def test_the_probability_of_belonging_in_the_list_is_shown_with_where_it_comes_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drug = Drug("依帕司他", "依帕司他", "", 0.25, 0.625, 0.0)
+    for number, versions in enumerate(({"calibration": "abc"}, {})):
+        found = Recommendation(id="2-1", diagnoses=(), drugs=(drug,), below_minimum=True, versions=versions)
+        file = tmp_path / f"{number}.jsonl"
+        file.write_text(json.dumps(found.to_json()) + "\n", encoding="utf-8")
+        assert run("show", str(file)) == 0
+        out = capsys.readouterr().out
+        assert "0.625" in out
+        assert ("未校准" in out) == (not versions)
+        assert "少于要求的最少数" in out
