@@ -4,7 +4,8 @@ Where the others are (`test_decoding_*.py`): reordered beams, parked fillers, a 
 before a dead end, empty and all-banned lists, three end ids, asymmetric and self conflicts, cut names: `constraint`. Left
 padding, fillers, continued calls and cut rows inside `generate`: `generation`; every mode of it: `modes`. Half characters and
 merged separators: `glm4_ids`. Two names of one drug, what a patient must not get: `recommender`. Models without the mask
-write pairs: `outlines`. The prompt's prefix and the trained stop: `tests/glm/test_glm_template.py`.
+write pairs: `outlines`. The prompt's prefix and the trained stop: `tests/glm/test_glm_template.py`. Long, so that a trap is
+looked up in one file.
 """
 
 from __future__ import annotations
