@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from yaofang.data.answer import clean_diagnosis
 from yaofang.vocab.errors import InputError
 from yaofang.vocab.lists import read_names
 
@@ -16,6 +17,11 @@ _BANS = TypeAdapter(dict[str, list[str]])
 def read_list(file: Path) -> tuple[str, ...]:
     """The names of a list, each once, in their order. Raises InputError as `vocab.lists.read_names` does."""
     return tuple(dict.fromkeys(read_names(file)))
+
+
+def read_diagnoses(file: Path) -> tuple[str, ...]:
+    """A list's names as they can stand in an answer (`；` becomes `，`), each once. Raises InputError as `read_list` does."""
+    return tuple(dict.fromkeys(name for listed in read_list(file) if (name := clean_diagnosis(listed))))
 
 
 def read_bans(file: Path) -> dict[str, tuple[str, ...]]:

@@ -127,7 +127,7 @@ def predict(
     quantize: QuantizeOption = None,
 ) -> None:
     """Recommend discharge drugs for every record of a file."""
-    from yaofang.app.decoding_files import read_bans, read_list
+    from yaofang.app.decoding_files import read_bans, read_diagnoses, read_list
     from yaofang.app.prediction_job import Job, run
 
     settings = Settings(
@@ -141,7 +141,7 @@ def predict(
         mask_patient=mask_patient,
         formulary=None if formulary is None else read_list(formulary),
         banned={} if ban is None else read_bans(ban),
-        diagnosis_names=None if diagnosis_list is None else read_list(diagnosis_list),
+        diagnosis_names=None if diagnosis_list is None else read_diagnoses(diagnosis_list),
         t2_penalty=t2_penalty,
         prior_correction=prior_correction,
     )

@@ -84,6 +84,7 @@ def run(job: Job) -> None:
         job.check()
         shard.wait()  # nobody opens a journal before everybody has looked for old ones
         records = _read(job, shard)
+        _check_bans(job, records)
         vocabulary = load_vocabulary(job.vocab)
         conflicts = load_conflicts(vocabulary)
         models = _load(job, shard)
@@ -96,6 +97,13 @@ def run(job: Job) -> None:
         if shard.first:
             _finish(job, records, settings, vocabulary, conflicts)
         shard.wait()
+
+
+def _check_bans(job: Job, records: Sequence[Record]) -> None:
+    """A ban that meets no record is a misspelt 就诊标识: the drug would be prescribed all the same."""
+    if unknown := sorted(set(job.settings.banned) - {record.id for record in records}):
+        way_out = "Write 就诊标识 as the records have it."
+        raise InputError(f"no record has 就诊标识 {unknown[0]}", file=job.records, field="--ban", way_out=way_out)
 
 
 def _read(job: Job, shard: Shard) -> list[Record]:

@@ -41,6 +41,8 @@ def test_bans_hold_for_their_record_alone(files: Path, models: list[Path], capsy
     assert [one for at, one in enumerate(after) if at != 1] == [one for at, one in enumerate(free) if at != 1]
     assert predict(files, models[:1], "--ban", put(files, "bad.json", {"1-1": "阿卡波糖"})) == 2
     assert "not an object of lists of labels" in capsys.readouterr().err
+    assert predict(files, models[:1], "--ban", put(files, "misspelt.json", {"1_1": ["阿卡波糖"]})) == 2
+    assert "no record has 就诊标识 1_1" in capsys.readouterr().err
 
 
 def test_least_and_most_drugs(files: Path, models: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,14 +61,14 @@ def test_least_and_most_drugs(files: Path, models: list[Path], capsys: pytest.Ca
 
 
 def test_diagnoses_bound_to_a_list(files: Path, models: list[Path]) -> None:
-    names = ["2型糖尿病", "高血压3级（极高危）", "2型糖尿病性周围神经病变", "高脂血症"]
+    names = ["2型糖尿病", "高血压3级（极高危）", "2型糖尿病性周围神经病变", "肺炎；胸腔积液"]
     details = files / "d.jsonl"
     bound = put(files, "icd.json", names)
     assert predict(files, models[:1], "--diagnoses", "generated", "--diagnosis-list", bound, "--details", details) == 0
     for line in details.read_text(encoding="utf-8").splitlines():
         found = [diagnosis["name"] for diagnosis in json.loads(line)["diagnoses"]]
         assert found
-        assert set(found) <= set(names)
+        assert set(found) <= {*names[:-1], "肺炎，胸腔积液"}, "a separator inside a name is rewritten"
         assert len(set(found)) == len(found)
 
 
