@@ -111,6 +111,10 @@ class Training(Part):
     accumulation: int = Field(1, gt=0)
     group_by_length: bool = False
     """Batches of examples of like length: less padding, but less of a mixture in a batch."""
+    diagnosis_weight: float = Field(1.0, ge=0)
+    """Weight of the diagnoses' tokens in the loss; that of the drug list's is 1."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: for a model that is trained from nothing in one process (`sft/optimizer.py`)."""
     learning_rate: float = Field(1e-4, gt=0)
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     warmup: float = Field(0.03, ge=0)
@@ -126,6 +130,12 @@ class Training(Part):
     seed: int = 0
     log_every: int = Field(10, gt=0)
     save_every: int = Field(200, gt=0)
+
+    @model_validator(mode="after")
+    def _muon_needs_whole_matrices(self) -> Self:
+        if self.optimizer == "muon" and self.deepspeed is not None:
+            raise ValueError("training.optimizer muon needs whole matrices: DeepSpeed shards them, take adamw")
+        return self
 
 
 class Recipe(Part):

@@ -40,8 +40,9 @@ from yaofang.glm.loading import (
 from yaofang.glm.template import ChatTemplate
 from yaofang.glm.tiny import new_model, tiny_config, train_tokenizer
 from yaofang.sft.examples import Example, build_examples, prompt_budget
+from yaofang.sft.optimizer import muon
 from yaofang.sft.recipe import Fresh, Recipe, dump_recipe, load_recipe
-from yaofang.sft.trainer import StopAt, autocast, trainer_class
+from yaofang.sft.trainer import PartLoss, StopAt, autocast, trainer_class
 from yaofang.vocab.drugs import Vocabulary, load_vocabulary
 from yaofang.vocab.errors import InputError
 from yaofang.vocab.files import sha256_of, whole_file
@@ -247,12 +248,28 @@ def build_trainer(recipe: Recipe, start: Start, examples: Sequence[Example], out
         processing_class=start.template.tokenizer,
         peft_config=_lora(recipe),
         callbacks=[] if plan.stop_at is None else [StopAt(plan.stop_at)],
+        compute_loss_func=_loss(recipe, start.template),
+        optimizer_cls_and_kwargs=_optimizer(recipe),
     )
     assert len(trainer.train_dataset) == len(examples), "an example was lost"
     start.model.generation_config = GenerationConfig(
         eos_token_id=list(start.template.stop_ids), pad_token_id=start.template.pad_id
     )
     return trainer
+
+
+def _loss(recipe: Recipe, template: ChatTemplate) -> PartLoss | None:
+    weight = recipe.training.diagnosis_weight
+    return None if weight == 1 else PartLoss(answer_ids(template).newline, weight)
+
+
+def _optimizer(recipe: Recipe) -> Any:
+    """As the trainer takes it: a factory of the optimiser's maker, and its arguments; None is the trainer's AdamW."""
+    plan = recipe.training
+    if plan.optimizer == "adamw":
+        return None
+    settings = {"lr": plan.learning_rate, "betas": (0.9, plan.adam_beta2), "weight_decay": plan.weight_decay}
+    return (lambda: muon), settings
 
 
 def _lora(recipe: Recipe) -> LoraConfig | None:

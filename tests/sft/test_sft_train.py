@@ -129,15 +129,19 @@ def test_a_run_lowers_the_loss_and_loads_with_no_other_flag(tmp_path: Path) -> N
     assert run["provenance"]["versions"]["trl"]
 
 
-def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
-    train(recipe(tmp_path), tmp_path / "whole")
-    train(recipe(tmp_path, training={**_short(), "max_steps": 4}), tmp_path / "broken")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_ends_where_an_unbroken_one_does(optimizer: str, tmp_path: Path) -> None:
+    plan = recipe(tmp_path, training={**_short(), "max_steps": 4, "optimizer": optimizer})
+    train(plan, tmp_path / "whole")
+    train(plan, tmp_path / "broken")
     # Take the run back to its checkpoint at step 2, as if it had been killed after it.
     last = tmp_path / "broken" / "checkpoints" / "checkpoint-4"
+    kept = torch.load(last / "optimizer.pt")["state"].values()
+    assert any("momentum" in state for state in kept) == (optimizer == "muon")
     for file in sorted(last.rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()
     last.rmdir()
-    train(recipe(tmp_path), tmp_path / "broken", resume=True)
+    train(plan, tmp_path / "broken", resume=True)
     one, two = (load_model(tmp_path / name, device="cpu").model.state_dict() for name in ("whole", "broken"))
     assert all(torch.equal(one[key], two[key]) for key in one)
 
