@@ -15,8 +15,9 @@ import typer
 
 from yaofang import __version__
 from yaofang.app import bench_verbs, data_verbs, vocab_verbs
+from yaofang.app.baseline import baseline
 from yaofang.app.env import env
-from yaofang.app.evaluate import baseline, evaluate
+from yaofang.app.evaluate import evaluate
 from yaofang.app.predict import predict
 from yaofang.app.show import show
 from yaofang.app.tables import say

@@ -41,7 +41,7 @@ LATER = "later"
 
 WHAT_IT_IS = {
     "state_us_per_row": "microseconds a row and step: the row's state from its ids, and the ids allowed next (T1 conflicts "
-    "and repeats kept out); no tensor",
+    "and repeats kept out); no tensor; timed by itself, the other libraries not between its rounds",
     "processor_us": "microseconds a step: ids [rows, prompt + written] and scores [rows, width] float32 on the CPU -> masked "
     "scores; each step's median over rounds, then the mean over a list's steps, the first and buffers made in it included",
     "processor_later_us": "the same without the first two steps, in which buffers are made",
@@ -114,7 +114,8 @@ def measure(
             labels: random_lists(make(), [vocabulary.index(label) for label in labels], count, steps, random.Random(seed))
             for labels in {writer.labels for writer in writers.values()}
         }
-        times[count] = _rounds(writers, of_labels, make, rounds, width)
+        alone = _time_states(make, of_labels[writers[OURS].labels], rounds)
+        times[count] = {"state": alone, **_rounds(writers, of_labels, rounds, width)}
     return {
         "labels": {name: len(writer.labels) for name, writer in writers.items()},
         "width": width,
@@ -171,18 +172,17 @@ def random_lists(constraint: Constraint, only: Sequence[int], rows: int, steps: 
 def _rounds(
     writers: Mapping[str, Peer],
     of_labels: Mapping[tuple[str, ...], torch.Tensor],
-    make: Callable[[], Constraint],
     rounds: int,
     width: int,
 ) -> dict[str, float]:
-    """Microseconds a step at one number of rows, by writer and by writer/part; `state` is for all rows."""
+    """Microseconds a step at one number of rows, by writer and by writer/part."""
     rows = len(of_labels[writers[OURS].labels])
     scores = torch.randn(rows, width)
     # Some libraries leave -inf behind. The time of their masks does not depend on the scores.
     changed = scores.clone()
     found: dict[str, list[list[float]]] = {}
     for round_ in range(rounds + 1):
-        taken = {"state": _time_states(make(), of_labels[writers[OURS].labels])}
+        taken: dict[str, list[float]] = {}
         for name, writer in writers.items():
             lists = of_labels[writer.labels]
             steps = (lists.shape[1] - PROMPT) // (4 if rows >= SHORT.get(name, rows + 1) else 1)
@@ -209,18 +209,20 @@ def _time_writer(name: str, writer: Peer, lists: torch.Tensor, scores: torch.Ten
     return taken
 
 
-def _time_states(constraint: Constraint, lists: torch.Tensor) -> list[float]:
-    """Seconds of each step for all rows, handed in as `AnswerProcessor` does."""
-    starts = (constraint.start(Phase.LIST),) * len(lists)
-    states = StatesByIds(constraint)
+def _time_states(make: Callable[[], Constraint], lists: torch.Tensor, rounds: int) -> float:
+    """Microseconds a step for all rows, handed in as `AnswerProcessor` does: by themselves, since no library is beside them."""
     taken = []
-    for place in range(PROMPT, lists.shape[1]):
-        rows = lists[:, :place].contiguous().numpy()[:, PROMPT:]
-        started = perf_counter()
-        for state in states.of(starts, rows):
-            constraint.allowed(state)
-        taken.append(perf_counter() - started)
-    return taken
+    for _ in range(rounds + 1):
+        constraint, spent = make(), []
+        states, starts = StatesByIds(constraint), (constraint.start(Phase.LIST),) * len(lists)
+        for place in range(PROMPT, lists.shape[1]):
+            rows = lists[:, :place].contiguous().numpy()[:, PROMPT:]
+            started = perf_counter()
+            for state in states.of(starts, rows):
+                constraint.allowed(state)
+            spent.append(perf_counter() - started)
+        taken.append(spent)
+    return float(np.median(taken[1:], axis=0).mean() * 1e6)
 
 
 def _compared(times: Mapping[int, Mapping[str, float]], peers: Sequence[str]) -> dict[str, Any]:

@@ -160,6 +160,7 @@ class Constraint:
         self.inside_diagnosis: Ids = np.append(ids.text, [ids.diagnosis_separator, ids.newline])
         self._memo: dict[tuple[int, int, int], Ids] = {}
         self._single: dict[int, Ids] = {}
+        self._whole = self._untouched()
 
     def _check(self, conflicts: npt.NDArray[np.bool_]) -> None:
         size = len(self.trie)
@@ -215,22 +216,35 @@ class Constraint:
             closing = END * (listed + 1 >= self.min_drugs or not more) + SEPARATOR * more
             if not self._branches[node]:
                 return self._closing[closing]
-        key = (node, self._below[node] & allowed, closing)
+        inside = self._below[node] & allowed
+        if inside == self._below[node]:
+            return self._whole[node][closing]
+        key = (node, inside, closing)
         known = self._memo.get(key)
         return self._remember(key) if known is None else known
+
+    def _untouched(self) -> list[tuple[Ids, ...]]:
+        """The ids of each node with a choice while all drugs below it are allowed, by what may close the name there."""
+        found: list[tuple[Ids, ...]] = []
+        for node, (below, ending) in enumerate(zip(self._below, self.trie.ending, strict=True)):
+            choice = node == ROOT or (self._sole[node] is None and bool(self._branches[node]))
+            closings = range(1 if ending == NO_DRUG else 4) if choice else range(0)
+            found.append(tuple(self._ids_of((node, below, closing)) for closing in closings))
+        return found
 
     def _remember(self, key: tuple[int, int, int]) -> Ids:
         """The ids of a node, the allowed drugs below it, and what may close the name there."""
         if len(self._memo) >= MEMO_SIZE:
             self._memo.clear()
+        found = self._memo[key] = self._ids_of(key)
+        return found
+
+    def _ids_of(self, key: tuple[int, int, int]) -> Ids:
         node, inside, closing = key
         if node == ROOT:
-            found = self._beginnings(inside)
-        else:
-            tokens = [token for token, below in self._branches[node] if below & inside]
-            found = np.array(sorted([*tokens, *self._closing[closing].tolist()]), dtype=np.int64)
-        self._memo[key] = found
-        return found
+            return self._beginnings(inside)
+        tokens = [token for token, below in self._branches[node] if below & inside]
+        return np.array(sorted([*tokens, *self._closing[closing].tolist()]), dtype=np.int64)
 
     def _beginnings(self, allowed: int) -> Ids:
         """Rule 1 at the root, for all its children at once: the drugs below each are an interval, and these adjoin."""

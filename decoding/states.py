@@ -67,6 +67,8 @@ class StatesByIds:
 def _as_bytes(rows: Ids | Sequence[Sequence[int]]) -> list[bytes]:
     if not isinstance(rows, np.ndarray):
         return [np.array(row, dtype=np.int64).tobytes() for row in rows]
-    width = rows.shape[1] * WIDTH
     whole = rows.astype(np.int64, copy=False).tobytes()
+    if len(rows) == 1:
+        return [whole]
+    width = rows.shape[1] * WIDTH
     return [whole[at : at + width] for at in range(0, len(rows) * width, width)] if width else [b""] * len(rows)

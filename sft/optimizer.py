@@ -36,14 +36,14 @@ def orthogonalized(matrix: Tensor) -> Tensor:
         factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal().add_(a)
         gram, whole = factor @ gram @ factor, factor @ whole
-    found = whole @ wide
+    found: Tensor = whole @ wide
     return (found.T if tall else found).to(matrix.dtype)
 
 
 class Muon(torch.optim.AdamW):
     """AdamW whose groups with `orthogonal: True` hold matrices that are moved by Muon instead."""
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all groups; `closure` as in torch."""
         groups = self.param_groups
         self.param_groups = [group for group in groups if not group["orthogonal"]]
