@@ -70,6 +70,14 @@ class Blocked:
 
 
 @dataclass(frozen=True, slots=True)
+class Considered:
+    """A label that is not listed, with the probability that it belongs in the list."""
+
+    label: str
+    p_include: float
+
+
+@dataclass(frozen=True, slots=True)
 class Cut:
     """How many tokens of a section of the record did not fit."""
 
@@ -85,6 +93,8 @@ class Recommendation:
     diagnoses: tuple[Diagnosis, ...]
     drugs: tuple[Drug, ...]
     blocked: tuple[Blocked, ...] = ()
+    considered: tuple[Considered, ...] = ()
+    """Labels not listed whose `p_include` is at least 0.001, likeliest first; empty where it was not estimated."""
     cuts: tuple[Cut, ...] = ()
     truncated: bool = False
     """The list ended because the token budget did, not because the model ended it. Only whole drugs are in it."""
@@ -114,6 +124,7 @@ class Recommendation:
             diagnoses=tuple(Diagnosis(d["name"], d["source"]) for d in value["diagnoses"]),
             drugs=tuple(_drug(d) for d in value["drugs"]),
             blocked=tuple(Blocked(b["label"], b["by"], b["tier"], b["p_step"]) for b in value["blocked"]),
+            considered=tuple(Considered(c["label"], c["p_include"]) for c in value.get("considered", ())),
             cuts=tuple(Cut(c["section"], c["tokens"]) for c in value["cuts"]),
             truncated=value["truncated"],
             below_minimum=bool(value.get("below_minimum", False)),

@@ -18,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from yaofang.data.recommendation import Blocked, Drug, KeptOut, Warning
+from yaofang.data.recommendation import Blocked, Considered, Drug, KeptOut, Warning
 from yaofang.decoding.audit import kept_away
 from yaofang.decoding.constraint import Constraint
 from yaofang.decoding.generation import Generation, Row
@@ -28,6 +28,8 @@ from yaofang.vocab.conflicts import ConflictTable
 from yaofang.vocab.drugs import Vocabulary
 from yaofang.vocab.patient import PatientFacts, PatientRules
 
+LEAST = 0.001
+"""A label that is not listed is named with its `p_include` from here on."""
 CONSIDERED = 0.01
 """A label kept out by a conflict is reported if its `p_step` would have reached this."""
 MASKED = f"T{MASKED_TIER}"
@@ -110,6 +112,17 @@ def blocked_of(generation: Generation, number: int, reading: Reading, vocabulary
         for kept in kept_away(generation, number, reading, CONSIDERED)
         for by in kept.by
     )
+
+
+def considered_of(
+    listed: Sequence[str], inclusion: npt.NDArray[np.float64] | None, vocabulary: Vocabulary
+) -> tuple[Considered, ...]:
+    """The labels that are not listed and whose p_include is at least `LEAST`, likeliest first; `inclusion` [D] by position."""
+    if inclusion is None:
+        return ()
+    order = np.argsort(-inclusion, kind="stable")
+    likely = ((vocabulary.labels[place], float(inclusion[place])) for place in order if inclusion[place] >= LEAST)
+    return tuple(Considered(label, p) for label, p in likely if label not in listed)
 
 
 def check_list(labels: Sequence[str], conflicts: ConflictTable) -> None:

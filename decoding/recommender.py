@@ -31,7 +31,7 @@ from yaofang.decoding.generation import Generation, Row
 from yaofang.decoding.preparation import Preparer, Task
 from yaofang.decoding.processors import constraint_for
 from yaofang.decoding.reading import read
-from yaofang.decoding.reasons import blocked_of, check_list, drugs_of, with_patient_warnings
+from yaofang.decoding.reasons import blocked_of, check_list, considered_of, drugs_of, with_patient_warnings
 from yaofang.decoding.running import check_same_tokenizer
 from yaofang.decoding.settings import Settings
 from yaofang.decoding.writing import Writer, Written
@@ -196,6 +196,7 @@ class Recommender:
             diagnoses=diagnoses,
             drugs=tuple(with_patient_warnings(drugs, facts, self.vocabulary, self._rules)),
             blocked=blocked,
+            considered=considered_of([drug.label for drug in drugs], inclusion, self.vocabulary),
             cuts=task.prompt.cuts,
             truncated=reading.truncated,
             below_minimum=len(drugs) < self.settings.min_drugs,

@@ -79,9 +79,15 @@ def test_expected_lists_are_valid_repeatable_and_say_how_likely_each_drug_is(fil
     assert_valid(files / "sub.json", IDS)
     first = lists(files)
     for line in details.read_text(encoding="utf-8").splitlines():
-        for drug in json.loads(line)["drugs"]:
+        found = json.loads(line)
+        for drug in found["drugs"]:
             assert 0 < drug["p_include"] <= 1
             assert 0 < drug["p_step"] <= 1
+        others = {other["label"]: other["p_include"] for other in found["considered"]}
+        assert others
+        assert not set(others) & {drug["label"] for drug in found["drugs"]}
+        assert list(others.values()) == sorted(others.values(), reverse=True)
+        assert min(others.values()) >= 0.001
     assert predict(files, models[:1], *more, "--batch-size", "2") == 0
     assert lists(files) == first, "the same draws, whatever the batch"
     assert predict(files, models, *more, "--metric", "f1", "--diagnoses", "generated") == 0

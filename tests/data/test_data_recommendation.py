@@ -12,7 +12,7 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from yaofang.data import recommendation as form
-from yaofang.data.recommendation import Blocked, Cut, Diagnosis, Drug, KeptOut, Recommendation, Warning
+from yaofang.data.recommendation import Blocked, Considered, Cut, Diagnosis, Drug, KeptOut, Recommendation, Warning
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "recommendation.json"
 
@@ -33,6 +33,7 @@ EXAMPLE = Recommendation(
         ),
     ),
     blocked=(Blocked("贝那普利", "替米沙坦", "T1", 0.0625),),
+    considered=(Considered("二甲双胍", 0.25),),
     cuts=(Cut("现病史", 120),),
     truncated=False,
     tokens=1422,
@@ -66,14 +67,14 @@ def test_full_and_empty_recommendations_validate(schema: dict[str, Any]) -> None
     validator.validate(as_published(Recommendation(id="2-1", diagnoses=(), drugs=())))
 
 
-ADDED = {"below_minimum"}
+ADDED = {"below_minimum", "considered"}
 """Keys that the first version of the form did not have."""
 
 
 def test_the_form_of_an_earlier_version_is_read(schema: dict[str, Any]) -> None:
     value = {key: part for key, part in as_published(EXAMPLE).items() if key not in ADDED}
     jsonschema.validate(value, schema)
-    assert Recommendation.from_json(value) == EXAMPLE
+    assert Recommendation.from_json(value) == dataclasses.replace(EXAMPLE, considered=())
 
 
 @pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(Recommendation) if field.name not in ADDED])
