@@ -14,7 +14,7 @@ from pathlib import Path
 
 from layout import modules
 
-ORDER = ("vocab", "data", "glm", "decoding", "eval", "sft", "dpo", "distill", "app")
+ORDER = ("vocab", "data", "glm", "decoding", "eval", "inspection", "reports", "sft", "dpo", "distill", "app")
 HEAVY = {"torch", "transformers"}
 LIGHT = (
     "yaofang.vocab",

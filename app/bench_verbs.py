@@ -237,3 +237,33 @@ def _by_rows(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
     tables = [("state_us_per_row", result["state_us_per_row"])]
     tables += [(f"processor_us {name}", value) for name, value in result["processor_us"].items() if value]
     return tables + [(key, value) for key, value in result.items() if key.startswith("vs_") and value]
+
+
+@app.command()
+def inspection(
+    records: Annotated[int, typer.Option("--records", min=1, help="Records of the test board.")] = 100,
+    out: Annotated[Path | None, typer.Option("--out", help="Result file to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+) -> None:
+    """Measure how often the top evidence of a drug is its true cause on the simulated ward, and the time of a record."""
+    from yaofang.data.provenance import write_result
+    from yaofang.glm.loading import load_model
+    from yaofang.inspection.benchmark import measure
+    from yaofang.sft.recipe import wards
+    from yaofang.vocab.conflicts import load_conflicts
+    from yaofang.vocab.drugs import load_vocabulary
+    from yaofang.vocab.files import check_place
+
+    check_place(out)
+    vocabulary = load_vocabulary()
+    result = measure(load_model(), vocabulary, load_conflicts(vocabulary), records=records, trained_on=wards(), report=say)
+    if out is not None:
+        write_result(out, f"yaofang bench inspection --records {records}", result)
+    rows = [
+        (key, value["value"], f"{value['low']:.3f} to {value['high']:.3f}", result["top_is_span"].get(key, {}).get("value"))
+        for key, value in result["top_is_cause"].items()
+        if isinstance(value, dict)
+    ]
+    columns = ("ranking", "top piece states the cause", "95% interval", "top piece is the truth file's span")
+    notes = (f"{result['drugs']}", f"one record: {result['time']['median']:.2f} s")
+    show("Faithfulness on the simulated ward", columns, rows, as_json=as_json, data=result, notes=notes)

@@ -17,7 +17,8 @@ from yaofang import __version__
 from yaofang.app import bench_verbs, data_verbs, vocab_verbs
 from yaofang.app.baseline import baseline
 from yaofang.app.env import env
-from yaofang.app.evaluate import evaluate
+from yaofang.app.evaluate import evaluation
+from yaofang.app.inspect import inspect
 from yaofang.app.predict import predict
 from yaofang.app.show import show
 from yaofang.app.tables import say
@@ -52,7 +53,8 @@ def _options(
 
 app.command()(predict)
 app.command()(show)
-app.command()(evaluate)
+app.command()(inspect)
+app.add_typer(evaluation)
 app.command()(baseline)
 app.command()(sft)
 app.command()(calibrate)

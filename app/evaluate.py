@@ -1,31 +1,25 @@
-"""`yaofang evaluate`: score a submission.
+"""`yaofang evaluate`: score a submission, or anyone's answers.
 
     yaofang evaluate --records gold.jsonl --predictions sub.json
     yaofang evaluate --gold gold.json --predictions sub.json --level generic
+    yaofang evaluate --records gold.jsonl --predictions sub.json --train train.jsonl --compare other.json
 
-Knows options, files and tables; the work is in `yaofang.eval`.
+Knows options; `evaluation_job` reads the files and scores, `evaluation_tables` prints.
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
-from yaofang.app.input_files import good_records, say_skipped
-
-if TYPE_CHECKING:
-    from yaofang.app.tables import Cell
-    from yaofang.eval.evaluate import Evaluation, Figure, ListFigures, ModeResult
-
-Row = tuple["Cell", "Cell", "Cell", "Cell"]
-SHOWN = 5
-"""Names or IDs of a long list that a remark shows: the rest is in --json."""
-
-MODES = {"given": "诊断已给出 (given)", "generated": "诊断由模型生成 (generated)", "not stated": "诊断来源未说明"}
+from yaofang.app.cmb import cmb
+from yaofang.app.tables import say
+from yaofang.vocab.errors import InputError
 
 
 class Level(StrEnum):
@@ -33,6 +27,7 @@ class Level(StrEnum):
 
     label = "label"
     generic = "generic"
+    atc4 = "atc4"
 
 
 Vocab = Annotated[Path | None, typer.Option(help="Drug list (.json, .txt or .tsv). Default: the bundled 651.")]
@@ -40,121 +35,87 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave bad records out and list them.")]
 
 
+evaluation = typer.Typer(name="evaluate", invoke_without_command=True)
+evaluation.command("cmb")(cmb)
+
+
+@evaluation.callback()
 def evaluate(
-    predictions: Annotated[Path, typer.Option(help='Submission: [{"ID": ..., "prediction": [...]}, ...].')],
+    context: typer.Context,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(help='Submission: [{"ID": ..., "prediction": [...]}, ...]; or a CSV, {ID: [names]}, {"ID", "text"}.'),
+    ] = None,
     records: Annotated[Path | None, typer.Option(help="Gold records with 出院带药列表.")] = None,
     gold: Annotated[
         Path | None, typer.Option(help="Gold of another shape, {ID: [names]}, in place of the records' drugs.")
     ] = None,
-    level: Annotated[Level, typer.Option(help="Compare labels, or generic names on both sides.")] = Level.label,
+    level: Annotated[Level, typer.Option(help="Compare labels, generic names, or ATC-4 classes on both sides.")] = Level.label,
     vocab: Vocab = None,
     details: Annotated[
-        Path | None, typer.Option(help="What predict wrote with --details: says if diagnoses were given or generated.")
+        Path | None, typer.Option(help="What predict wrote with --details: how diagnoses came about, and p_include.")
     ] = None,
+    train: Annotated[
+        Path | None, typer.Option(help="The training records: scores by frequency of a drug and by rare diagnoses.")
+    ] = None,
+    counts: Annotated[
+        Path | None,
+        typer.Option(help="In place of --train: a model's folder or yaofang.json, which counts its training drugs."),
+    ] = None,
+    compare: Annotated[Path | None, typer.Option(help="A second submission, scored beside, with a paired test.")] = None,
+    compare_details: Annotated[Path | None, typer.Option(help="The details of the second submission.")] = None,
+    link: Annotated[
+        bool, typer.Option("--link", help="Link a submission's names to labels; the competition takes them as they stand.")
+    ] = False,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of patients.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the result, with provenance, to this JSON file.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write one self-contained HTML page.")] = None,
+    card: Annotated[Path | None, typer.Option(help="Also write a model card in Markdown.")] = None,
     skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
-    """Score a submission: Jaccard, F1, board score with 95% intervals, number of drugs, conflicts beside the gold's."""
-    from yaofang.app.tables import say, show
+    """Score drug lists: Jaccard, F1, board score, conflicts, ranking, strata and subgroups, all with 95% intervals."""
+    from yaofang.app.evaluation_job import Files, run
+    from yaofang.app.evaluation_tables import print_tables, remarks
+    from yaofang.app.tables import print_json
     from yaofang.data.provenance import provenance, write_result
-    from yaofang.data.submission import read_submission
-    from yaofang.eval.evaluate import evaluate as score
-    from yaofang.eval.reading import gold_of, read_details, read_gold
-    from yaofang.vocab.conflicts import load_conflicts
-    from yaofang.vocab.drugs import load_vocabulary
-    from yaofang.vocab.errors import InputError
     from yaofang.vocab.files import check_place
 
-    check_place(out)
-    if records is None and gold is None:
-        raise InputError("there is no gold", way_out="Give --records FILE, or --gold FILE.json, or both.")
-    vocabulary = load_vocabulary(vocab)
-    skip = say_skipped if skip_bad else None
-    gold_lists = None if gold is None else read_gold(gold, skip)
-    read = [] if records is None else good_records(records, skip_bad)
-    result = score(
-        gold_of(read, gold_lists, skip) if records is not None else gold_lists or {},
-        read_submission(predictions),
-        vocabulary,
-        load_conflicts(vocabulary),
-        level=level.value,
-        patients=None if records is None else {record.id: record.patient for record in read},
-        gold_diagnoses={record.id: record.diagnoses for record in read},
-        details=None if details is None else read_details(details, skip),
-        resamples=resamples,
-        seed=seed,
-    )
+    if context.invoked_subcommand is not None:
+        if predictions or records or gold:
+            raise InputError("evaluate cmb takes its own options", way_out="Write them behind cmb.")
+        return
+    if predictions is None:
+        raise InputError("there are no predictions", way_out="Give --predictions FILE.")
+    for place in (out, report, card):
+        check_place(place)
+    given = Files(predictions, records, gold, vocab, details, train, counts, compare, compare_details)
+    outcome = run(given, level=level.value, link=link, resamples=resamples, seed=seed, skip_bad=skip_bad)
     options = {"records": records, "gold": gold, "predictions": predictions, "level": level, "vocab": vocab}
-    command = _command("evaluate", **options, details=details, seed=seed, skip_bad=skip_bad)
+    more = {"train": train, "counts": counts, "compare": compare, "compare_details": compare_details, "link": link}
+    command = _command("evaluate", **options, details=details, **more, resamples=resamples, seed=seed, skip_bad=skip_bad)
     if out is not None:
-        write_result(out, command, result.to_json())
-    data = {"provenance": provenance(command), **result.to_json()} if as_json else None
-    show(_title(result), ("指标", "预测", "95% 区间", "金标准"), _rows(result), as_json=as_json, data=data)
-    for remark in _remarks(result):
+        write_result(out, command, outcome.to_json())
+    _write_documents(report, card, {"provenance": provenance(command), **outcome.to_json()})
+    if as_json:
+        print_json({"provenance": provenance(command), **outcome.to_json()})
+    else:
+        print_tables(outcome)
+    for remark in remarks(outcome):
         say(remark)
 
 
-def _title(result: Evaluation) -> str:
-    level = "药名逐字" if result.level == "label" else "通用名"
-    return f"评测（{level}比较；词表 {result.vocabulary}，冲突表 {result.conflicts}）"
+def _write_documents(report: Path | None, card: Path | None, result: dict[str, Any]) -> None:
+    value = json.loads(json.dumps(result, ensure_ascii=False))  # as it would be read from a result file
+    if report is not None:
+        from yaofang.reports.page import write_page
 
+        write_page(value, report)
+    if card is not None:
+        from yaofang.reports.card import write_card
 
-def _rows(result: Evaluation) -> list[Row]:
-    return [row for mode in result.results for row in _mode_rows(mode)]
-
-
-def _mode_rows(mode: ModeResult) -> list[Row]:
-    gold, predicted = mode.gold, mode.predicted
-    return [
-        (f"— {MODES[mode.diagnoses]}：{mode.records} 条记录，{mode.patients} 名患者", None, None, None),
-        _figure("Jaccard", mode.jaccard),
-        _figure("F1", mode.f1),
-        _figure("榜单分 (J+F1)/2", mode.board),
-        _figure("精确率", mode.precision),
-        _figure("召回率", mode.recall),
-        *([_figure("诊断 F1（逐字）", mode.diagnosis_f1)] if mode.diagnosis_f1 else []),
-        ("每条记录药数", predicted.mean_drugs, None, gold.mean_drugs),
-        *(_tier_row(tier, predicted, gold) for tier in predicted.conflicts.conflicts),
-        ("含 T1 药对的记录", f"{predicted.conflicts.share(1):.2%}", None, f"{gold.conflicts.share(1):.2%}"),
-        ("可比药对总数", predicted.conflicts.pairs, None, gold.conflicts.pairs),
-        ("词表外药名", predicted.outside, None, gold.outside),
-        ("重复药名", predicted.repeats, None, gold.repeats),
-        ("空列表", predicted.empty, None, gold.empty),
-        ("提交中缺少的记录", len(mode.missing), None, None),
-        *([("因长度截断的列表", mode.truncated, None, None)] if mode.truncated is not None else []),
-    ]
-
-
-def _figure(name: str, figure: Figure) -> Row:
-    interval = None if figure.low is None or figure.high is None else f"{figure.low:.4f}–{figure.high:.4f}"
-    return (name, f"{figure.value:.4f}", interval, None)
-
-
-def _tier_row(tier: int, predicted: ListFigures, gold: ListFigures) -> Row:
-    return (f"T{tier} 药对占比", f"{predicted.conflicts.rate(tier):.2%}", None, f"{gold.conflicts.rate(tier):.2%}")
-
-
-def _remarks(result: Evaluation) -> list[str]:
-    """What a reader of the table must know, for stderr."""
-    remarks = []
-    if len(result.results) > 1:
-        remarks.append("诊断来源不同的记录分开计分，不合并。")
-    if result.unknown_ids:
-        remarks.append(f"提交中有 {len(result.unknown_ids)} 个就诊标识不在金标准中，未计分：{_some(result.unknown_ids)}")
-    for mode in result.results:
-        if mode.missing:
-            remarks.append(f"提交缺少 {len(mode.missing)} 条记录，各计 0 分：{_some(mode.missing)}")
-        for side, names in (("金标准", mode.gold.outside_names), ("预测", mode.predicted.outside_names)):
-            if names:
-                remarks.append(f"{side}中有 {len(names)} 个药名不在词表中：{_some(names)}")
-    return remarks
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return "、".join(names[:SHOWN]) + (" ……" if len(names) > SHOWN else "")
+        write_card(value, card)
 
 
 def _command(verb: str, **options: object) -> str:

@@ -21,7 +21,7 @@ from yaofang.data.ward.tables import load_tables
 from yaofang.data.ward.therapy import Prescriber
 from yaofang.decoding.recommender import Recommender
 from yaofang.decoding.settings import Diagnoses
-from yaofang.eval.baselines import Tuning, most_frequent, tfidf
+from yaofang.eval.baselines import DEFINITIONS, run_baseline
 from yaofang.eval.evaluate import ModeResult, evaluate
 from yaofang.glm.loading import LoadedModel
 from yaofang.vocab.conflicts import ConflictTable
@@ -30,12 +30,17 @@ from yaofang.vocab.errors import InputError
 
 NAMES = {
     "most_frequent": "most frequent k",
+    "last_visit": "last visit's drugs",
+    "neighbours": "nearest neighbours by diagnosis",
     "tfidf": "TF-IDF + logistic regression",
+    "trees": "gradient-boosted trees",
     "tfidf_same": "the same, on the model's training patients",
     "model_given": "model, diagnoses given",
     "model_generated": "model, diagnoses generated",
 }
 """What people read for the keys of `systems`."""
+QUICK = ("most-frequent", "tfidf")
+"""The baselines that the ward's own figures are held against."""
 Lists = Mapping[str, Sequence[str]]
 Report = Callable[[str], None]
 
@@ -57,7 +62,7 @@ def ward(
     train, _ = write(drafts.train, seed, tables)
     test, _ = write(drafts.test, seed, tables)
     judge = _Judge(test, vocabulary, conflicts, figures["ceiling"]["mean"], report)
-    return {**figures, "baselines": judge.baselines(train)}
+    return {**figures, "baselines": judge.baselines(train, QUICK)}
 
 
 def quality(
@@ -90,7 +95,7 @@ def quality(
     report(f"ceiling: Jaccard {ceiling.mean:.4f} on {len(test)} records")
     judge = _Judge(test, vocabulary, conflicts, ceiling.mean, report)
     systems = {
-        **judge.baselines(train),
+        **judge.baselines(train, tuple(DEFINITIONS)),
         **(judge.same(trained_on) if same else {}),
         "model_given": judge.model("given", loaded, batch_size),
         "model_generated": judge.model("generated", loaded, batch_size),
@@ -119,12 +124,10 @@ class _Judge:
     ) -> None:
         self.test, self.vocabulary, self.conflicts, self.ceiling, self.report = test, vocabulary, conflicts, ceiling, report
 
-    def baselines(self, train: Sequence[Record]) -> dict[str, Any]:
-        """Both baselines, tuned on validation patients out of `train`."""
-        return {
-            "most_frequent": self.baseline("most_frequent", most_frequent(train, self.test)),
-            "tfidf": self.baseline("tfidf", tfidf(train, self.test, report=self.report)),
-        }
+    def baselines(self, train: Sequence[Record], names: Sequence[str]) -> dict[str, Any]:
+        """The baselines of these names, tuned on validation patients out of `train`, under their keys of `NAMES`."""
+        keys = {name.replace("-", "_"): name for name in names}
+        return {key: self.baseline(key, name, train) for key, name in keys.items()}
 
     def same(self, wards: Sequence[tuple[int, int]]) -> dict[str, Any]:
         """The regression once more, on other wards' training patients, numbered apart."""
@@ -133,11 +136,11 @@ class _Judge:
             step = place * 10_000_000
             made = simulate(patients, seed).train
             train += [r.model_copy(update={"patient": r.patient + step, "id": f"{place}/{r.id}"}) for r in made]
-        return {"tfidf_same": self.baseline("tfidf_same", tfidf(train, self.test, report=self.report))}
+        return {"tfidf_same": self.baseline("tfidf_same", "tfidf", train)}
 
-    def baseline(self, key: str, made: tuple[list[tuple[str, list[str]]], Tuning]) -> dict[str, Any]:
-        lists, tuning = made
-        return {**self._score(key, dict(lists)), "tuning": tuning.to_json()}
+    def baseline(self, key: str, name: str, train: Sequence[Record]) -> dict[str, Any]:
+        lists, tuning = run_baseline(name, train, self.test, report=self.report)
+        return {"definition": DEFINITIONS[name], **self._score(key, dict(lists)), "tuning": tuning.to_json()}
 
     def model(self, diagnoses: Diagnoses, loaded: LoadedModel, batch_size: int) -> dict[str, Any]:
         """The records are given to the model without their drugs, and without diagnoses where it has to generate them."""

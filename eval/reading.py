@@ -1,4 +1,4 @@
-"""Read what an evaluation needs beside a submission: a gold of another shape, and the details that predict wrote.
+"""Read what an evaluation needs: answers, a gold of another shape, the details that predict wrote, a model's drug counts.
 
 Knows the shapes of these files and nothing of scores.
 """
@@ -7,14 +7,74 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from yaofang.data.recommendation import Recommendation
 from yaofang.data.records import Record
+from yaofang.data.submission import read_submission
+from yaofang.eval.outputs import read_predictions
+from yaofang.vocab.drugs import Vocabulary
 from yaofang.vocab.errors import InputError
 
 Skip = Callable[[InputError], None]
 """Takes what is wrong with an entry that is then left out; where a function gets none, it raises the first error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Predicted lists by 就诊标识, and how they were read."""
+
+    lists: dict[str, list[str]]
+    shape: str
+    """`submission`, `csv`, `text` or `mapping` (`outputs.Predictions`)."""
+    unmatched: int
+    """Names that link to no label, each time that one is listed."""
+    unmatched_names: tuple[str, ...]
+    unparsed: int
+    """Answers in which no list was found; they are empty lists."""
+    unparsed_ids: tuple[str, ...]
+    links: bool
+    """Names that are no label were linked to labels by name matching; else all were taken as they stand."""
+    other_names: int
+    """Of a submission: names that are no label and link to one, each time that one is listed."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the lists."""
+        return {
+            "shape": self.shape,
+            "entries": len(self.lists),
+            "unmatched": self.unmatched,
+            "unmatched_names": list(self.unmatched_names),
+            "unparsed": self.unparsed,
+            "unparsed_ids": list(self.unparsed_ids),
+            "links": self.links,
+            "other_names": self.other_names,
+        }
+
+
+def read_answers(path: str | Path, vocabulary: Vocabulary, *, link: bool = False, skip: Skip | None = None) -> Answers:
+    """Predictions of any shape that `outputs.read_predictions` knows.
+
+    The names of a submission are taken as they stand, as the competition scores them, unless `link` is set; those of any other
+    shape are always linked to labels. Raises InputError for a file that cannot be read.
+    """
+    read = read_predictions(path, vocabulary, skip)
+    is_submission = read.shape == "submission"
+    written = read_submission(path) if is_submission else read.lists
+    strangers = sum(name not in vocabulary for names in written.values() for name in names)
+    links = link or not is_submission
+    return Answers(
+        lists=read.lists if links else written,
+        shape=read.shape,
+        unmatched=read.unmatched,
+        unmatched_names=read.unmatched_names,
+        unparsed=read.unparsed,
+        unparsed_ids=read.unparsed_ids,
+        links=links,
+        other_names=strangers - read.unmatched,
+    )
 
 
 def read_gold(path: str | Path, skip: Skip | None = None) -> dict[str, list[str]]:
@@ -89,6 +149,23 @@ def _recommendation(line: str, file: Path, number: int) -> Recommendation:
     except (ValueError, KeyError, TypeError) as error:
         way_out = "Give a file that predict wrote with --details."
         raise InputError("not a recommendation", file=file, line=number, way_out=way_out) from error
+
+
+def read_drug_counts(path: str | Path) -> dict[str, int]:
+    """`drug_counts` of a model's yaofang.json, or of the one in a model's folder: label -> training records that list it.
+
+    Raises InputError where the file holds none, as those of models do that were trained before it was written.
+    """
+    file = Path(path) / "yaofang.json" if Path(path).is_dir() else Path(path)
+    way_out = "Give the yaofang.json of a model, or the training records with --train."
+    try:
+        value = json.loads(_text(file))
+    except json.JSONDecodeError as error:
+        raise InputError(f"broken JSON ({error.msg})", file=file, line=error.lineno, way_out=way_out) from error
+    counts = value.get("drug_counts") if isinstance(value, dict) else None
+    if not isinstance(counts, dict) or not all(type(count) is int and count >= 0 for count in counts.values()):
+        raise InputError("there are no counts of drugs", file=file, field="drug_counts", way_out=way_out)
+    return counts
 
 
 def _text(file: Path) -> str:

@@ -35,6 +35,16 @@ yaofang baseline most-frequent --train F --records F --out SUB --json
 yaofang baseline tfidf --train F --records F --out SUB
 yaofang evaluate --records GOLD --predictions SUB --skip-bad
 yaofang baseline most-frequent --train F --records F --out SUB --skip-bad
+yaofang evaluate --records GOLD --predictions SUB --level atc4 --train TRAIN --compare SUB2 --compare-details D2.jsonl --link
+yaofang evaluate --records GOLD --predictions SUB --counts DIR --details D.jsonl --report X.html --card X.md --out X.json
+yaofang evaluate cmb --questions F --answers F --model DIR --shots 3 --examples F --out RESULT.json
+yaofang baseline last-visit --train F --records F --known F --out SUB
+yaofang baseline neighbours --train F --records F --out SUB
+yaofang baseline trees --train F --records F --out SUB
+yaofang inspect --records FILE --predictions D.jsonl --out report.html
+yaofang inspect --records FILE --predictions D.jsonl --gold FILE.json --out report.html
+yaofang inspect --records FILE --record 2-1 --counterfactuals --model DIR --limit 20
+yaofang bench inspection --records 100 --out docs/results/inspection.json --json
 yaofang sft --config tiny
 yaofang sft --config glm4-9b-lora --set training.epochs=1 --set data.max_length=1024 --print-config
 yaofang vocab list --json
@@ -87,6 +97,8 @@ def parse(arguments: list[str]) -> str:
         if not hasattr(command, "commands"):
             return str(command.name)
         rest = [*context._protected_args, *context.args]
+        if not rest and command.invoke_without_command:
+            return str(command.name)
         _, command, arguments = command.resolve_command(context, rest)
     return "--help"
 
@@ -99,7 +111,8 @@ def in_documents() -> list[tuple[str, str]]:
         indented = "\n".join(line for line in text.splitlines() if line.startswith("    "))
         for block in [*re.findall(r"```(?:sh|bash|console)?\n(.*?)```", text, re.DOTALL), indented]:
             found += [(document.relative_to(ROOT).as_posix(), command) for command in commands(block)]
-    for module in sorted(path for part in ("app", "eval", "sft", "data", "decoding") for path in (ROOT / part).rglob("*.py")):
+    parts = ("app", "eval", "inspection", "reports", "sft", "data", "decoding")
+    for module in sorted(path for part in parts for path in (ROOT / part).rglob("*.py")):
         docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
         found += [(module.relative_to(ROOT).as_posix(), command) for command in commands(docstring) if "[" not in command]
     return found

@@ -141,7 +141,11 @@ def _recognise(wordings: tuple[tuple[str, str], ...], plain: str) -> tuple[str, 
     return tuple(dict.fromkeys(found))
 
 
+_ROMAN_TYPE = re.compile(r"(?<![A-Z])(I{1,3})型", re.IGNORECASE)
+"""Type I to III in Roman numerals; NFKC has made Ⅱ two letters."""
+
+
 def _plain(name: str) -> str:
     text = unicodedata.normalize("NFKC", name)
-    text = text.replace("Ⅰ", "I").replace("II型", "2型").replace("I型", "1型").replace("二型", "2型").replace("一型", "1型")
+    text = _ROMAN_TYPE.sub(lambda found: f"{len(found[1])}型", text).replace("二型", "2型").replace("一型", "1型")
     return _NOISE.sub("", text).upper()

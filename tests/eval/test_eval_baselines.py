@@ -1,58 +1,15 @@
-import random
-
 import numpy as np
 import pytest
+from small_ward import board, ward
 
 from yaofang.data.records import Record, write_records
-from yaofang.eval import baselines
-from yaofang.eval.baselines import (
-    TOP_RULES,
-    Rule,
-    best_rule,
-    check_training,
-    most_frequent,
-    regression_scores,
-    tfidf,
-    usable_training,
-    validation_split,
-)
-from yaofang.eval.metrics import score_record
+from yaofang.eval import regression
+from yaofang.eval.baselines import check_training, frequencies, most_frequent, run_baseline, tfidf, usable_training
+from yaofang.eval.definitions import DEFINITIONS
+from yaofang.eval.metrics import board_score, score_record
+from yaofang.eval.regression import regression_scores
+from yaofang.eval.tuning import THRESHOLD_RULES, TOP_RULES, Rule, best_rule, validation_split
 from yaofang.vocab.errors import InputError
-
-THERAPY = {
-    "2型糖尿病": ("二甲双胍", "阿卡波糖"),
-    "高血压": ("氨氯地平",),
-    "冠心病": ("阿司匹林肠溶片", "阿托伐他汀钙片"),
-    "甲状腺功能减退": ("左甲状腺素钠片",),
-    "骨质疏松": ("碳酸钙片", "阿法骨化醇"),
-    "痛风": ("非布司他",),
-}
-
-
-def ward(patients: int, seed: int, *, first: int = 1, diagnoses: bool = True) -> list[Record]:
-    """Every drug follows from a disease that the past history names, but one in eight is left out."""
-    draw = random.Random(seed)
-    records = []
-    for patient in range(first, first + patients):
-        ill = draw.sample(sorted(THERAPY), draw.randint(1, 3))
-        for visit in range(1, draw.randint(1, 3) + 1):
-            drugs = [drug for disease in ill for drug in THERAPY[disease] if draw.random() < 0.875]
-            records.append(
-                Record(
-                    patient=patient,
-                    id=f"{patient}-{visit}",
-                    past_history=f"既往有{'、'.join(ill)}病史{draw.randint(1, 30)}年。",
-                    chief_complaint=f"发现血糖升高{draw.randint(1, 99)}天",
-                    diagnoses=tuple(ill) if diagnoses else (),
-                    drugs=tuple(drugs) or THERAPY[ill[0]],
-                )
-            )
-    return records
-
-
-def board(predictions: list[tuple[str, list[str]]], gold: list[Record]) -> float:
-    lists = dict(predictions)
-    return float(np.mean([score_record(record.drugs, lists[record.id]).jaccard for record in gold]))
 
 
 def test_settings_are_tuned_on_patients_apart_from_those_that_are_fitted():
@@ -77,7 +34,7 @@ def test_k_is_the_best_of_all_k_on_the_validation_patients():
     train = ward(40, seed=1)
     _, tuning = most_frequent(train, [])
     fitting, held_out = validation_split(train, seed=0)
-    scores, labels = baselines._frequencies(fitting, len(held_out))
+    scores, labels = frequencies(fitting, len(held_out))
     every = [best_rule(scores, labels, held_out, [rule])[1] for rule in TOP_RULES]
     assert tuning.board == pytest.approx(max((jaccard + f1) / 2 for jaccard, f1 in every))
     assert tuning.validation_records == len(held_out)
@@ -92,8 +49,8 @@ def test_tfidf_learns_the_ward_and_beats_most_frequent_on_unseen_patients(diagno
     learned, chance = board(predictions, test), board(most_frequent(train, test)[0], test)
     assert learned > 0.7
     assert learned > chance + 0.3
-    assert tuning.settings["C"] in baselines.STRENGTHS
-    assert len(lines) == len(baselines.STRENGTHS)
+    assert tuning.settings["C"] in regression.STRENGTHS
+    assert len(lines) == len(regression.STRENGTHS)
     assert all(len(set(drugs)) == len(drugs) >= 1 for _, drugs in predictions)
 
 
@@ -180,3 +137,40 @@ def test_one_patient_cannot_be_tuned_on():
         most_frequent([Record(patient=1, id="1-1", drugs=("a",)), Record(patient=1, id="1-2", drugs=("a",))], [])
     assert "more patients" in str(caught.value.way_out)
     assert caught.value.file is None
+
+
+def test_the_best_rule_is_that_of_scoring_every_list_as_evaluate_does():
+    records = ward(10, seed=4)
+    labels = sorted({drug for record in records for drug in record.drugs})[:-1]
+    scores = np.random.default_rng(0).random((len(records), len(labels))).round(1)
+
+    def board_of(rule: Rule) -> float:
+        lists = [[labels[column] for column in rule.choose(row)] for row in scores]
+        found = [score_record(record.drugs, names) for record, names in zip(records, lists, strict=True)]
+        return board_score(float(np.mean([one.jaccard for one in found])), float(np.mean([one.f1 for one in found])))
+
+    rule, figures = best_rule(scores, labels, records, THRESHOLD_RULES)
+    assert board_score(*figures) == pytest.approx(max(board_of(rule) for rule in THRESHOLD_RULES))
+    assert board_of(rule) == pytest.approx(board_score(*figures))
+
+
+@pytest.mark.parametrize("name", [name for name in DEFINITIONS if name not in ("tfidf", "trees")])
+def test_every_baseline_is_run_by_its_name(name):
+    train, test = ward(12, seed=1), ward(3, seed=2, first=1001)
+    lists, tuning = run_baseline(name, train, test, seed=1)
+    assert tuning.baseline == name
+    assert [id_ for id_, _ in lists] == [record.id for record in test]
+    assert all(names for _, names in lists)
+
+
+def test_a_baseline_of_another_name_and_known_records_that_nobody_reads_are_errors():
+    train = ward(4, seed=1)
+    with pytest.raises(InputError, match="no baseline 'forest'") as caught:
+        run_baseline("forest", train, [])
+    assert "last-visit" in str(caught.value.way_out)
+    with pytest.raises(InputError, match="neighbours reads no known records"):
+        run_baseline("neighbours", train, [], known=train)
+
+
+def test_every_definition_is_one_line():
+    assert all("\n" not in sentence and sentence.endswith(".") and len(sentence) < 300 for sentence in DEFINITIONS.values())

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from yaofang.data.ward.simulate import simulate
-from yaofang.eval.benchmark import quality
+from yaofang.eval.benchmark import NAMES, quality
+from yaofang.eval.definitions import DEFINITIONS
 from yaofang.glm.tiny import random_tiny
 from yaofang.vocab.conflicts import load_conflicts
 from yaofang.vocab.drugs import load_vocabulary
@@ -64,6 +65,17 @@ def test_a_baseline_tells_what_was_tuned() -> None:
     tuning = result()["systems"]["tfidf"]["tuning"]
     assert tuning["settings"]["C"] > 0
     assert tuning["validation_patients"] > 0
+
+
+def test_every_baseline_stands_beside_the_model_with_its_definition() -> None:
+    systems = result()["systems"]
+    for name, sentence in DEFINITIONS.items():
+        value = systems[name.replace("-", "_")]
+        assert value["definition"] == sentence
+        assert value["tuning"]["baseline"] == name
+    assert systems["tfidf_same"]["definition"] == DEFINITIONS["tfidf"]
+    assert list(systems) == list(NAMES)
+    assert sum(systems["last_visit"]["tuning"]["sources"].values()) == systems["last_visit"]["records"]
 
 
 def test_the_ward_that_the_model_was_trained_on_is_refused() -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from yaofang.data.recommendation import Diagnosis, Drug, Recommendation
 from yaofang.data.records import Record
-from yaofang.eval.evaluate import evaluate
-from yaofang.eval.reading import gold_of, read_details, read_gold
+from yaofang.eval.evaluate import Training, evaluate
+from yaofang.eval.reading import gold_of, read_answers, read_details, read_drug_counts, read_gold
 from yaofang.vocab.drugs import load_vocabulary
 from yaofang.vocab.errors import InputError
 
@@ -86,6 +86,79 @@ def test_labels_that_differ_in_form_are_one_drug_at_generic_level_only(vocabular
     assert generic.predicted.conflicts.conflicts[1] == 1, "conflicts are counted on labels: two labels of one drug are a pair"
     assert generic.gold.outside == 0, "a generic root of a gold of another shape is linked to a label"
     assert label.gold.outside_names == ("阿司匹林",)
+
+
+def test_all_three_levels_are_reported_whatever_was_asked_for(vocabulary, conflicts):
+    gold = {"1-1": ["氨氯地平", "二甲双胍"], "2-1": ["阿卡波糖"]}
+    predictions = {"1-1": ["氨氯地平片", "二甲双胍"], "2-1": []}
+    found = {level: evaluate(gold, predictions, vocabulary, conflicts, level=level).results[0] for level in ("label", "atc4")}
+    for level, mode in found.items():
+        assert mode.jaccard == mode.levels[level].jaccard
+        assert {name: round(one.jaccard.value, 4) for name, one in mode.levels.items()} == {
+            "label": round(1 / 6, 4),
+            "generic": 0.5,
+            "atc4": 0.5,
+        }
+        assert mode.levels["generic"].board.value == mode.levels["generic"].f1.value == 0.5
+
+
+@pytest.mark.parametrize(
+    ("gold", "predicted", "jaccard", "f1"),
+    [
+        (["华法林"], [], 0, 0),
+        ([], ["华法林"], 0, 0),
+        ([], [], 0, 0),
+        (["华法林"], ["华法林"], 1, 1),
+        (["华法林", "华法林"], ["华法林", "华法林", "华法林"], 1, 1),
+    ],
+)
+def test_empty_single_and_doubled_lists_score_as_defined(vocabulary, conflicts, gold, predicted, jaccard, f1):
+    lists = {"1-1": gold, "2-1": ["二甲双胍"]}, {"1-1": predicted, "2-1": []}
+    (mode,) = evaluate(*lists, vocabulary, conflicts, training=Training({"华法林": 3})).results
+    assert (mode.jaccard.value * 2, mode.f1.value * 2) == (jaccard, f1)
+    assert mode.predicted.figures["T1_rate"] is None, "no list has a pair"
+    assert json.dumps(mode.predicted.figures["mean_drugs"].value)
+
+
+def test_records_bring_subgroups_and_drugs_against_the_patient_and_training_brings_strata(vocabulary, conflicts):
+    records = [Record(patient=n, id=f"{n}-1", sex="男", diagnoses=("痛风",), drugs=("二甲双胍",)) for n in (1, 2)]
+    records[0] = records[0].model_copy(update={"course": "复查eGFR 18ml/min。"})
+    gold = {one.id: one.drugs for one in records}
+    training = Training({"二甲双胍": 5, "华法林": 1}, {"痛风": 9})
+    (bare,) = evaluate(gold, gold, vocabulary, conflicts).results
+    (mode,) = evaluate(gold, gold, vocabulary, conflicts, records=records, training=training).results
+    assert (bare.subgroups, bare.strata, bare.gold.patient) == ((), (), None)
+    assert mode.gold.patient.against[1] == mode.predicted.patient.against[1] == 1
+    assert {(one.attribute, one.group): one.records for one in mode.subgroups} == {
+        ("age", "not stated"): 2,
+        ("sex", "male"): 2,
+        ("diagnoses", "1-3"): 2,
+        ("visits", "single"): 2,
+        ("rare_diagnosis", "no"): 2,
+    }
+    assert [one.hits for one in mode.strata] == [0, 2, 0, 0], "of two labels none is head or tail"
+    assert mode.gap is None
+
+
+def test_strata_are_of_the_level_that_is_compared(vocabulary, conflicts):
+    gold, predictions = {"1-1": ["氨氯地平"]}, {"1-1": ["氨氯地平片"]}
+    training = Training({"氨氯地平片": 5})
+    hits = {
+        level: [
+            one.hits
+            for one in evaluate(gold, predictions, vocabulary, conflicts, level=level, training=training).results[0].strata
+        ]
+        for level in ("label", "generic")
+    }
+    assert hits == {"label": [0, 0, 0, 0], "generic": [0, 1, 0, 0]}
+
+
+def test_generated_diagnoses_are_scored_exactly_and_after_normalisation(vocabulary, conflicts):
+    details = {"1-1": recommendation("1-1", ["华法林"], ["高血压3级", "Ⅱ型糖尿病"], "generated")}
+    gold = {"1-1": ["华法林"]}
+    diagnoses = {"1-1": ["高血压3级（极高危）", "2型糖尿病"]}
+    (mode,) = evaluate(gold, gold, vocabulary, conflicts, details=details, gold_diagnoses=diagnoses).results
+    assert (mode.diagnosis_f1.value, mode.diagnosis_f1_normalised.value) == (0, 1)
 
 
 def test_given_and_generated_diagnoses_are_never_pooled(vocabulary, conflicts):
@@ -193,3 +266,40 @@ def test_details_that_are_none_are_an_error(tmp_path, text):
     file.write_text(f"\n{text}\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"details\.jsonl"):
         read_details(file)
+
+
+def test_the_names_of_a_submission_stand_as_they_are_unless_they_are_linked(tmp_path):
+    file = tmp_path / "sub.json"
+    file.write_text('[{"ID": "1-1", "prediction": ["阿卡波糖片", "无此药甲", "阿卡波糖"]}]', encoding="utf-8")
+    vocabulary = load_vocabulary()
+    assert "阿卡波糖片" not in vocabulary
+    exact, linked = read_answers(file, vocabulary), read_answers(file, vocabulary, link=True)
+    assert exact.lists == {"1-1": ["阿卡波糖片", "无此药甲", "阿卡波糖"]}
+    assert linked.lists["1-1"][0] in vocabulary
+    for one in (exact, linked):
+        assert (one.shape, one.other_names, one.unmatched, one.unmatched_names) == ("submission", 1, 1, ("无此药甲",))
+    assert (exact.links, linked.links) == (False, True)
+
+
+def test_answers_in_free_text_are_linked_and_those_without_a_list_counted(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    lines = [{"ID": "1-1", "text": "出院带药：阿卡波糖、二甲双胍"}, {"ID": "2-1", "text": "抱歉，我无法回答。"}]
+    file.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), encoding="utf-8")
+    read = read_answers(file, load_vocabulary())
+    assert read.lists == {"1-1": ["阿卡波糖", "二甲双胍"], "2-1": []}
+    assert (read.shape, read.links, read.unparsed, read.unparsed_ids) == ("text", True, 1, ("2-1",))
+    assert read.to_json()["entries"] == 2
+
+
+def test_counts_of_drugs_are_read_from_a_models_folder_or_file(tmp_path):
+    file = tmp_path / "yaofang.json"
+    file.write_text('{"prompt_tokens": 300, "drug_counts": {"华法林": 3}}', encoding="utf-8")
+    assert read_drug_counts(tmp_path) == read_drug_counts(file) == {"华法林": 3}
+
+
+@pytest.mark.parametrize("text", ['{"prompt_tokens": 300}', '{"drug_counts": {"a": "3"}}', "[]", "{"])
+def test_a_model_that_counted_no_drugs_is_an_error_that_names_the_way_out(tmp_path, text):
+    file = tmp_path / "yaofang.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="--train"):
+        read_drug_counts(file)

@@ -4,7 +4,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from yaofang.app.evaluate import baseline, evaluate
+from yaofang.app.baseline import baseline
+from yaofang.app.evaluate import evaluation
 from yaofang.data.recommendation import Drug, Recommendation
 from yaofang.data.records import Record, write_records
 from yaofang.data.submission import check_submission, write_submission
@@ -12,7 +13,7 @@ from yaofang.vocab.drugs import load_vocabulary
 from yaofang.vocab.errors import InputError
 
 app = typer.Typer()
-app.command()(evaluate)
+app.add_typer(evaluation)
 app.command()(baseline)
 
 DRUGS = ["阿托伐他汀钙片", "阿司匹林肠溶片", "阿卡波糖", "二甲双胍", "碳酸钙片", "甲钴胺"]
@@ -92,6 +93,96 @@ def test_missing_records_are_told_on_stderr(files):
     done = run("evaluate", "--records", folder / "gold.jsonl", "--predictions", folder / "short.json")
     assert "1-1" in done.stderr
     assert "各计 0 分" in done.stderr
+
+
+def test_training_records_bring_strata_and_rare_diagnoses_and_are_told_if_they_share_patients(files):
+    folder, records = files
+    write_records(folder / "train.jsonl", records[:2])
+    gold = ("--records", folder / "gold.jsonl", "--predictions", folder / "sub.json", "--train", folder / "train.jsonl")
+    done = run("evaluate", *gold)
+    for word in ("头部", "训练中未出现", "含罕见诊断 是", "亚组"):
+        assert word in done.stdout
+    assert "1 个相同的患者序号" in done.stderr
+    value = json.loads(run("evaluate", *gold, "--json").stdout)
+    assert value["training"] == {"drugs": 2, "records": 2, "shared_patients": [1]}
+    (mode,) = value["results"]
+    assert {one["name"]: one["gold"] for one in mode["strata"]} == {"head": 0, "middle": 24, "tail": 0, "unseen": 24}
+    assert set(mode["levels"]) == {"label", "generic", "atc4"}
+
+
+def test_a_models_counts_bring_strata_and_never_both_sources(files):
+    folder, _ = files
+    (folder / "yaofang.json").write_text(json.dumps({"drug_counts": {DRUGS[0]: 9}}), encoding="utf-8")
+    words = ("evaluate", "--records", folder / "gold.jsonl", "--predictions", folder / "sub.json", "--counts", folder)
+    (mode,) = json.loads(run(*words, "--json").stdout)["results"]
+    assert sum(one["gold"] for one in mode["strata"]) == 48
+    assert "rare_diagnosis" not in {one["attribute"] for one in mode["subgroups"]}
+    with pytest.raises(InputError, match="--train and --counts"):
+        run(*words, "--train", folder / "gold.jsonl")
+
+
+def test_a_second_submission_stands_beside_with_a_paired_test(files):
+    folder, records = files
+    write_submission(folder / "whole.json", [(record.id, record.drugs) for record in records])
+    words = ("--records", folder / "gold.jsonl", "--predictions", folder / "sub.json", "--compare", folder / "whole.json")
+    done = run("evaluate", *words)
+    (line,) = (line for line in done.stdout.splitlines() if line.split()[:1] == ["Jaccard"] and "-0.5000" in line)
+    assert line.split()[1:4] == ["0.5000", "1.0000", "-0.5000"]
+    assert "对照" in done.stdout
+    compared = json.loads(run("evaluate", *words, "--json").stdout)["compared"]
+    assert compared["results"][0]["jaccard"]["value"] == 1
+    (jaccard,) = (one for one in compared["paired"][0]["differences"] if one["name"] == "jaccard")
+    assert (jaccard["difference"], jaccard["patients"], jaccard["p_value"]) == (-0.5, 12, 2 / 2**12)
+
+
+def test_details_of_the_second_submission_need_the_second_submission(files):
+    folder, _ = files
+    words = ("--records", folder / "gold.jsonl", "--predictions", folder / "sub.json", "--compare-details", folder / "d.jsonl")
+    with pytest.raises(InputError, match="without --compare"):
+        run("evaluate", *words)
+
+
+def test_details_with_p_include_bring_prauc_under_the_name_of_its_score(files):
+    folder, records = files
+    drugs = {p: tuple(Drug(name, "", "", 0.5, p, 0.0) for name in (DRUGS[0],)) for p in (0.7, None)}
+    for p, says in ((0.7, "PRAUC（p_include）"), (None, "details 中没有 p_include")):
+        made = [Recommendation(id=record.id, diagnoses=(), drugs=drugs[p]).to_json() for record in records]
+        (folder / "details.jsonl").write_text("\n".join(map(json.dumps, made)), encoding="utf-8")
+        write_submission(folder / "one.json", [(record.id, DRUGS[:1]) for record in records])
+        words = (
+            "--records",
+            folder / "gold.jsonl",
+            "--predictions",
+            folder / "one.json",
+            "--details",
+            folder / "details.jsonl",
+        )
+        assert says in run("evaluate", *words).stdout
+
+
+def test_answers_in_free_text_are_scored_and_how_they_were_read_is_shown(files):
+    folder, records = files
+    lines = [{"ID": r.id, "text": "出院带药：" + "、".join(r.drugs) if r.patient > 1 else "无法判断"} for r in records]
+    (folder / "text.jsonl").write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    words = ("evaluate", "--records", folder / "gold.jsonl", "--predictions", folder / "text.jsonl")
+    shown = {cells[0]: cells[1] for line in run(*words).stdout.splitlines() if len(cells := line.split()) > 1}
+    assert (shown["形式"], shown["无法解析的答案"]) == ("text", "2")
+    value = json.loads(run(*words, "--json").stdout)
+    assert (value["answers"]["unparsed"], value["answers"]["unparsed_ids"]) == (2, ["1-1", "1-2"])
+    assert value["results"][0]["jaccard"]["value"] == pytest.approx(22 / 24)
+    assert set(value["sha256"]) == {"records", "predictions"}
+
+
+def test_atc4_is_a_level_and_names_of_a_submission_link_only_on_request(files):
+    folder, records = files
+    write_submission(folder / "other.json", [(record.id, ["阿卡波糖片"]) for record in records])
+    words = ("evaluate", "--records", folder / "gold.jsonl", "--predictions", folder / "other.json", "--json")
+    done = run(*words)
+    assert json.loads(done.stdout)["results"][0]["jaccard"]["value"] == 0
+    assert "--link" in done.stderr
+    assert json.loads(run(*words, "--link").stdout)["results"][0]["jaccard"]["value"] == 0.25
+    atc4 = json.loads(run(*words, "--level", "atc4").stdout)
+    assert (atc4["level"], atc4["results"][0]["jaccard"]["value"]) == ("atc4", 0.25)
 
 
 @pytest.mark.parametrize("name", ["most-frequent", "tfidf"])

@@ -1,0 +1,1 @@
+"""Turns the JSON of an evaluation into a page and a card."""
