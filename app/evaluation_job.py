@@ -21,6 +21,7 @@ from yaofang.eval.evaluate import Evaluation, Training, evaluate, patients_of
 from yaofang.eval.levels import Comparison, Level
 from yaofang.eval.reading import Answers, gold_of, read_answers, read_details, read_drug_counts, read_gold
 from yaofang.eval.subgroups import diagnosis_counts
+from yaofang.glm.loading import TRAINED
 from yaofang.vocab.conflicts import ConflictTable, load_conflicts
 from yaofang.vocab.drugs import Vocabulary, load_vocabulary
 from yaofang.vocab.errors import InputError
@@ -51,8 +52,9 @@ class Files:
 
     def hashes(self) -> dict[str, str]:
         """Option -> first 12 hex digits of the SHA-256 of its file, by which a result names its data."""
-        named = {name: path for name, path in asdict(self).items() if path is not None and path.is_file()}
-        return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name, path in named.items()}
+        given = {name: path for name, path in asdict(self).items() if path is not None}
+        named = {name: path / TRAINED if path.is_dir() else path for name, path in given.items()}
+        return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name, path in named.items() if path.is_file()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,13 @@ class Learned:
 
     training: Training
     records: int | None
-    shared: tuple[int, ...]
-    """Patients (患者序号) that are in the training records and in the gold's."""
+    shared: tuple[int, ...] | None
+    """Patients (患者序号) that are in the training records and in the gold's; None where one of the two is not known."""
 
     def to_json(self) -> dict[str, Any]:
         """Sizes, without the counts."""
-        return {"drugs": len(self.training.drugs), "records": self.records, "shared_patients": list(self.shared)}
+        shared = None if self.shared is None else list(self.shared)
+        return {"drugs": len(self.training.drugs), "records": self.records, "shared_patients": shared}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,13 @@ class Other:
     def to_json(self) -> dict[str, Any]:
         """Its own figures, and the paired differences: first submission minus this one."""
         paired = [asdict(one) for one in self.paired]
-        return {"predictions": str(self.file), "answers": self.answers.to_json(), **self.evaluation.to_json(), "paired": paired}
+        return {
+            "predictions": str(self.file),
+            "answers": self.answers.to_json(),
+            "stated": self.stated,
+            **self.evaluation.to_json(),
+            "paired": paired,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +113,7 @@ class Outcome:
         return {
             **self.evaluation.to_json(),
             "predictions": str(self.file),
+            "stated": bool(self.models),
             "model_versions": [dict(one) for one in self.models],
             "answers": self.answers.to_json(),
             "training": None if self.learned is None else self.learned.to_json(),
@@ -118,7 +128,7 @@ def run(files: Files, *, level: Level, link: bool, resamples: int, seed: int, sk
     skip = say_skipped if skip_bad else None
     gold = None if files.gold is None else read_gold(files.gold, skip)
     records = None if files.records is None else good_records(files.records, skip_bad)
-    learned = _learned(files, records or [], skip_bad)
+    learned = _learned(files, records, skip_bad)
     vocabulary = load_vocabulary(files.vocab)
     task = _Task(
         gold=gold or {} if records is None else gold_of(records, gold, skip),
@@ -132,7 +142,7 @@ def run(files: Files, *, level: Level, link: bool, resamples: int, seed: int, sk
     )
     answers = read_answers(files.predictions, vocabulary, link=link, skip=skip)
     details = None if files.details is None else read_details(files.details, skip)
-    other = None
+    other, modes = None, None
     if files.compare is not None:
         second = read_answers(files.compare, vocabulary, link=link, skip=skip)
         theirs = None if files.compare_details is None else read_details(files.compare_details, skip)
@@ -140,7 +150,7 @@ def run(files: Files, *, level: Level, link: bool, resamples: int, seed: int, sk
         other = task.other(files.compare, answers, second, theirs, modes)
     versions = {json.dumps(one.versions, sort_keys=True): one.versions for one in (details or {}).values()}
     models = tuple(versions.values())
-    return Outcome(files.predictions, answers, task.score(answers, details), models, learned, other, files.hashes())
+    return Outcome(files.predictions, answers, task.score(answers, details, modes), models, learned, other, files.hashes())
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +217,14 @@ class _Task:
         return Other(file, second, self.score(second, details, modes), paired, details is not None)
 
 
-def _learned(files: Files, records: Sequence[Record], skip_bad: bool) -> Learned | None:
+def _learned(files: Files, records: Sequence[Record] | None, skip_bad: bool) -> Learned | None:
     if files.counts is not None:
-        return Learned(Training(read_drug_counts(files.counts)), None, ())
+        return Learned(Training(read_drug_counts(files.counts)), None, None)
     if files.train is None:
         return None
     trained = good_records(files.train, skip_bad)
-    shared = {record.patient for record in trained} & {record.patient for record in records}
     training = Training(drug_frequency(trained), diagnosis_counts(trained))
+    if records is None:
+        return Learned(training, len(trained), None)
+    shared = {record.patient for record in trained} & {record.patient for record in records}
     return Learned(training, len(trained), tuple(sorted(shared)))

@@ -126,7 +126,9 @@ def _probability_rows(mode: ModeResult) -> Iterator[Row]:
         overall = found.calibration.overall
         slope = overall.recalibration.slope
         yield ("ECE", f"{overall.ece:.5f}", None, None)
-        yield ("校准斜率", None if slope is None else f"{slope:.3f}", None, None)
+        around = None if found.intervals is None or found.intervals.slope is None else found.intervals.slope
+        interval = None if around is None else f"{around[0]:.3f}–{around[1]:.3f}"
+        yield ("校准斜率", None if slope is None else f"{slope:.3f}", interval, None)
 
 
 def _patient_rows(predicted: ListFigures, gold: ListFigures) -> Iterator[Row]:

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from yaofang.data.recommendation import Recommendation
     from yaofang.data.records import Record
     from yaofang.decoding.recommender import Recommender
+    from yaofang.inspection.counterfactual import Counterfactual
     from yaofang.inspection.view import DrugView, RecordView, Viewer
 
+SAME_P = 0.02
+"""Two readings of one list by one model differ by less: only rounding lies between them."""
 DRUG_COLUMNS = ("核对", "", "药品", "条件概率", "入选概率", "支持它的诊断", "文字依据", "提示")
 
 
@@ -89,9 +92,8 @@ def _read(
     stated = None if gold is None else gold_of(found, read_gold(gold, skip), skip)
     chosen = [one for one in found if record in (None, one.id)][:limit]
     if not chosen:
-        raise InputError(
-            f"no record has 就诊标识 {record}", file=file, field="--record", way_out="Look at the IDs in the file."
-        )
+        problem = "there is no record in the file" if record is None else f"no record has 就诊标识 {record}"
+        raise InputError(problem, file=file, field="--record", way_out="Look at the IDs in the file.")
     if stated is None:
         return chosen, {one.id: one.drugs or None for one in chosen}
     return chosen, {one.id: stated.get(one.id) for one in chosen}
@@ -166,6 +168,16 @@ class _Job:
                     problem, file=self.predictions, field="--model", way_out="Give --model the folder of that model."
                 )
 
+    def _check_probabilities(self, given: Recommendation, effects: Counterfactual) -> None:
+        """Lists that were written with other settings (a formulary, bans, leanings) have other probabilities."""
+        from yaofang.vocab.errors import InputError
+
+        p_step = {drug.label: drug.p_step for drug in given.drugs}
+        if any(abs(p_step[label] - p) > SAME_P for label, p in zip(effects.drugs, effects.base, strict=True)):
+            problem = f"record {given.id}: its probabilities are not those of this model with default settings"
+            way_out = "Leave --predictions out, or predict with default settings."
+            raise InputError(problem, file=self.predictions, field="--counterfactuals", way_out=way_out)
+
     def _recommended(self, recommender: Recommender | None, chosen: Sequence[Record]) -> dict[str, Recommendation]:
         from yaofang.app.progress import progress
 
@@ -193,6 +205,7 @@ class _Job:
                     from yaofang.inspection.counterfactual import counterfactual
 
                     effects = counterfactual(recommender, one, found[one.id], batch_size=self.batch_size)
+                    self._check_probabilities(found[one.id], effects)
                 yield self.viewer.view(one, found[one.id], gold=golds[one.id], effects=effects)
                 advance(1)
 
@@ -211,9 +224,13 @@ def print_view(view: RecordView) -> None:
     ]
     show(f"就诊标识 {view.record.id}　{score}", ("出院诊断", "来源", "清单中的药品"), diagnoses, as_json=False, data=None)
     show("\n出院带药", DRUG_COLUMNS, [_drug_row(drug) for drug in view.drugs], as_json=False, data=None)
-    effects = [(drug.label, f"{one.nats:+.2f}", one.section, one.text.strip()) for drug in view.drugs for one in drug.effects]
+    effects = [
+        (drug.label, f"{one.nats:+.2f}", f"{one.p:.3f} → {one.p_without:.3f}", one.section, one.text.strip())
+        for drug in view.drugs
+        for one in drug.effects
+    ]
     if effects:
-        show("\n模型依据（反事实）", ("药品", "nats", "部分", "去掉的文字"), effects, as_json=False, data=None)
+        show("\n模型依据（反事实）", ("药品", "nats", "条件概率", "部分", "去掉的文字"), effects, as_json=False, data=None)
     if view.found.blocked:
         blocked = [(one.label, one.by, one.tier, one.p_step) for one in view.found.blocked]
         show("\n被排除", ("药品", "因已列出", "级别", "条件概率"), blocked, as_json=False, data=None)

@@ -167,7 +167,15 @@ class _Judge:
         (value,) = made.to_json()["results"]
         (result,) = made.results
         self.report(_line(NAMES[key], result, self.ceiling))
-        return {**value, "share_of_ceiling": result.jaccard.value / self.ceiling}
+        return {**_short(value), "share_of_ceiling": result.jaccard.value / self.ceiling}
+
+
+def _short(value: dict[str, Any]) -> dict[str, Any]:
+    """Without what fills pages: which drug is taken for which, and the calibration of single drugs and classes."""
+    calibration = value["probabilities"]["calibration"]
+    kept = None if calibration is None else {key: calibration[key] for key in ("binning", "overall")}
+    rest = {key: part for key, part in value.items() if key != "confusion"}
+    return {**rest, "probabilities": {**value["probabilities"], "calibration": kept}}
 
 
 def _line(name: str, result: ModeResult, ceiling: float) -> str:

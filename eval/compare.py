@@ -13,7 +13,7 @@ import numpy as np
 from yaofang.data.recommendation import Recommendation
 from yaofang.eval.evaluate import modes_of, record_values
 from yaofang.eval.intervals import Array
-from yaofang.eval.levels import Comparison
+from yaofang.eval.levels import Comparison, linked
 from yaofang.eval.lists import Names
 from yaofang.eval.metrics import count_conflicts
 from yaofang.eval.paired import PairedDifference, paired_difference
@@ -68,7 +68,8 @@ def compare(
         own = [lists.get(id_, ()) for id_ in ids]
         scores = record_values([gold[id_] for id_ in ids], own, comparison)
         drugs = np.array([len(comparison.keys(names)) for names in own], dtype=np.float64)
-        masked = [count_conflicts([names], index, conflicts.tiers).records_with[1] for names in own]
+        told = own if comparison.level == "label" else [linked(names, comparison.vocabulary) for names in own]
+        masked = [count_conflicts([names], index, conflicts.tiers).records_with[1] for names in told]
         named = dict(zip(FIGURES, scores.T, strict=True))
         return {**named, "mean_drugs": drugs, "T1_share": np.array(masked, dtype=np.float64)}
 

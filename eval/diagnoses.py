@@ -16,7 +16,9 @@ from yaofang.eval.metrics import f1
 _REMARK = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|【[^【】]*】|〔[^〔〕]*〕")
 _RISK = re.compile(r"[,，]?(?:极|很)?高危组?$|[,，]?[中低]危组?$")
 _MARKS = re.compile(r"[\s,，。:;—_、()\[\]【】〔〕]|(?<!\d)[-./]|[-./](?!\d)")
-_GRADE = re.compile(r"(?<![A-Z])(VIII|VII|VI|IV|IX|V|X|III|II|I)(?=型|级|期|度|°|类|[A-C](?:级|期|型)|-|~|$)")
+_GRADE = re.compile(
+    r"(?:(?<![A-Z])|(?<=NYHA)|(?<=KILLIP))(VIII|VII|VI|IV|IX|V|X|III|II|I)(?=型|级|期|度|°|类|[A-C](?:级|期|型)|-|~|$)"
+)
 _CHINESE = re.compile(r"([一二三四五六七八九])(?=型糖尿病|[级期度])")
 _ROMAN = {"I": 1, "II": 2, "III": 3, "IV": 4, "V": 5, "VI": 6, "VII": 7, "VIII": 8, "IX": 9, "X": 10}
 _DIGITS = "一二三四五六七八九"

@@ -273,7 +273,7 @@ class _Scorer:
             f1=asked.f1,
             board=asked.board,
             gold=self.lists.figures(gold, sample, link=self.level != "label"),
-            predicted=self.lists.figures(predicted, sample, link=False),
+            predicted=self.lists.figures(predicted, sample, link=self.level != "label"),
             diagnosis_f1=exact,
             diagnosis_f1_normalised=normalised,
             levels=levels,
@@ -298,6 +298,9 @@ class _Scorer:
         if self.training is None:
             return ()
         comparison = self.comparisons[self.level]
+        known = {*self.lists.vocabulary.labels, *(name for names in gold.values() for name in names)}
+        if self.level == "label":  # what nobody could prescribe is in no stratum
+            predicted = {id_: [name for name in names if name in known] for id_, names in predicted.items()}
         keys, found = ([comparison.keys(names) for names in lists.values()] for lists in (gold, predicted))
         return by_stratum(keys, found, comparison.counts(self.training.drugs), sample)
 

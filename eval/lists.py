@@ -81,7 +81,7 @@ class ListReader:
     """就诊标识 -> facts; None where there are no records."""
 
     def figures(self, lists: Names, sample: Sample, *, link: bool) -> ListFigures:
-        """`link`: names of a gold of another shape are linked to labels by matching, to count their conflicts."""
+        """`link`: names of another shape are linked to labels by matching, to count their conflicts."""
         names = [linked(one, self.vocabulary) if link else list(one) for one in lists.values()]
         index = {label: row for row, label in enumerate(self.vocabulary.labels)}
         strangers = [outside(one, index) for one in names]

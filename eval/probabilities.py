@@ -17,7 +17,15 @@ from yaofang.data.recommendation import Recommendation
 from yaofang.eval.intervals import Array, Figure, Sample
 from yaofang.eval.levels import Level, class_of
 from yaofang.eval.ranking import average_precision
-from yaofang.eval.reliability import Binning, Reliability, ReliabilityTable, brier_by_record, reliability_table
+from yaofang.eval.reliability import (
+    Binning,
+    Intervals,
+    Reliability,
+    ReliabilityTable,
+    brier_by_record,
+    intervals,
+    reliability_table,
+)
 from yaofang.vocab.drugs import Vocabulary
 
 SCORE = "p_include"
@@ -51,6 +59,8 @@ class Probabilities:
     """Mean over records and labels of (p - held)^2 (Brier 1950)."""
     calibration: ReliabilityTable | None = None
     """Overall, of drugs with at least 50 positives, and of the rest by ATC-4."""
+    intervals: Intervals | None = None
+    """Of the overall calibration; the ECE has none (`reliability.Intervals` says why)."""
 
 
 def judged(
@@ -75,12 +85,13 @@ def judged(
     return Probabilities(
         score=ranking.score,
         reason=None,
-        prauc=counted.means(ranking.values[ranking.counted][:, None])[0],
+        prauc=counted.means(ranking.values[ranking.counted][:, None])[0] if ranking.counted.any() else None,
         prauc_over_patients=ranking.mean_over_patients(sample.patients),
         records=int(ranking.counted.sum()),
         constant=ranking.constant,
         brier=sample.means(brier_by_record(p, known)[:, None])[0],
         calibration=reliability_table(p, known, vocabulary.labels, groups, binning=BINNING),
+        intervals=intervals(p, known, sample.patients, resamples=sample.resamples, seed=sample.seed),
     )
 
 

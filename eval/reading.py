@@ -87,7 +87,7 @@ def read_gold(path: str | Path, skip: Skip | None = None) -> dict[str, list[str]
         raise InputError(f"broken JSON ({error.msg})", file=file, line=error.lineno, way_out=way_out) from error
     if not isinstance(value, dict) or not value:
         raise InputError("not a JSON object with entries", file=file, way_out=way_out)
-    good = {id_: names for id_, names in value.items() if _is_names(names)}
+    good = {id_: [name.strip() for name in names] for id_, names in value.items() if _is_names(names)}
     for id_ in (id_ for id_ in value if id_ not in good):
         _leave_out(InputError("not a list of names", file=file, field=id_, way_out=way_out), skip)
     return good

@@ -1,4 +1,4 @@
-"""Figures of inspection: how often the top evidence is the true cause, and how long a counterfactual record takes.
+"""Figures of inspection: how often the top evidence is the true cause, how often flags are raised, and what takes how long.
 
 yaofang bench inspection --out docs/results/inspection.json
 """
@@ -9,15 +9,19 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
+from yaofang.data.records import Record
 from yaofang.data.ward.simulate import simulate
 from yaofang.decoding.recommender import Recommender
 from yaofang.glm.loading import LoadedModel
+from yaofang.inspection.benchmark_flags import flags
 from yaofang.inspection.counterfactual import counterfactual
+from yaofang.inspection.evidence import Piece
 from yaofang.inspection.faithfulness import faithfulness
 from yaofang.vocab.conflicts import ConflictTable
 from yaofang.vocab.drugs import Vocabulary
 from yaofang.vocab.errors import InputError
 
+ON_BOARD = 570
 DRUGS, PIECES = 8, 20
 """The size of record whose time is measured."""
 WHAT = (
@@ -38,12 +42,20 @@ def measure(
     rounds: int = 5,
     report: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """`faithfulness` of this ward's first `records` test records, and `time` of one counterfactual record."""
+    """`faithfulness` of this ward's first `records` test records, `time` of one counterfactual record, and `flags`.
+
+    Flags and report are of the whole test board, at most `ON_BOARD` records.
+    """
     found = faithfulness(
         loaded, vocabulary, conflicts, records=records, patients=patients, seed=seed, trained_on=trained_on, report=report
     )
     seconds = counterfactual_seconds(Recommender([loaded], vocabulary, conflicts, audit=False), patients, seed, rounds)
-    return {**found, "time": {"what_it_is": WHAT, "drugs": DRUGS, "pieces": PIECES, "rounds": rounds, **seconds}}
+    raised = flags(vocabulary, records=ON_BOARD, patients=patients, seed=seed)
+    return {
+        **found,
+        "time": {"what_it_is": WHAT, "drugs": DRUGS, "pieces": PIECES, "rounds": rounds, **seconds},
+        "flags": raised,
+    }
 
 
 def counterfactual_seconds(recommender: Recommender, patients: int, seed: int, rounds: int) -> dict[str, Any]:
@@ -62,7 +74,7 @@ def counterfactual_seconds(recommender: Recommender, patients: int, seed: int, r
     raise InputError(f"no record shows {DRUGS} drugs and {PIECES} pieces", way_out="Measure on more patients.")
 
 
-def _seconds(recommender: Recommender, record: Any, drugs: Sequence[str], pieces: Sequence[Any]) -> float:
+def _seconds(recommender: Recommender, record: Record, drugs: Sequence[str], pieces: Sequence[Piece]) -> float:
     begun = perf_counter()
     counterfactual(recommender, record, drugs, evidence=pieces)
     return perf_counter() - begun

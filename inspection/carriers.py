@@ -95,7 +95,7 @@ class Carriers:
         """What the tables say. `uncarried` takes a drug whose indications they know and a diagnosis that they recognise."""
         if self.of(drug, diagnoses):
             return "carried"
-        known = bool(self.indications(drug)) and any(map(self.recognise, diagnoses))
+        known = bool(self.indications(drug)) and any(map(self._is_known, diagnoses))
         return "uncarried" if known else "no_data"
 
     def unindicated(self, drug: Drug, diagnoses: Sequence[str], *, is_supported: bool) -> Flag | None:
@@ -104,9 +104,13 @@ class Carriers:
             return None
         usual = "、".join(list(self.indications(drug))[:4])
         reason = f"表中该药用于{usual}等；本例诊断均不在其中，病历文字中也未见该药或其适应证的依据。"
-        strangers = [name for name in diagnoses if not self.recognise(name)]
+        strangers = [name for name in diagnoses if not self._is_known(name)]
         more = f"以下诊断在表中{NO_DATA}，未参与判断：{'、'.join(strangers)}。" if strangers else ""
         return Flag(UNINDICATED, drug.label, reason + more)
+
+    def _is_known(self, written: str) -> bool:
+        """Whether the tables have a drug for a written diagnosis; some of those that they recognise have no row."""
+        return any(name in self.tables.rows for name in self.recognise(written))
 
     def untreated(self, diagnoses: Sequence[str], drugs: Sequence[Drug]) -> tuple[Flag, ...]:
         """The flags of diagnoses that have first-line drugs in the table, of which classes the list has none.

@@ -99,7 +99,7 @@ class Shown:
         sex = {"male": "男", "female": "女", None: "不详"}[facts.sex]
         return [
             f"性别 {sex}",
-            f"年龄 {_amount(facts.age, '岁', 0)}",
+            f"年龄 {_amount(None if facts.age is None else int(facts.age), '岁', 0)}",
             f"eGFR {_amount(facts.egfr, ' mL/min/1.73m²', 0)}",
             f"血钾 {_amount(facts.potassium, ' mmol/L', 1)}",
             *(["妊娠"] if facts.pregnant else []),

@@ -93,13 +93,22 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
     for left in (beside, old):  # of a run that was killed: it holds records
         if (left / MARK).is_file():
             shutil.rmtree(left)
+    for there in (beside, old):
+        if there.exists():
+            way_out = "Move it, or give another name."
+            raise InputError("there is a folder that no report has made", file=there, field="--out", way_out=way_out)
     beside.mkdir()
     try:
         (beside / MARK).touch()
         yield beside
         if folder.exists():
             folder.rename(old)
-        beside.rename(folder)
+        try:
+            beside.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

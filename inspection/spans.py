@@ -82,6 +82,10 @@ _DIABETES = ("2型糖尿病", "1型糖尿病", "糖尿病")
 _LIPIDS = ("高脂血症",)
 _LIPID_SOURCE = "中国血脂管理指南（2023年）：边缘升高"
 _DIABETES_SOURCE = "中国糖尿病防治指南（2024版）：诊断切点"
+_AIM = re.compile(r"目标|控制[在于至]")
+_BELOW = re.compile(r"[^,。;\n]{0,8}(?:以下|以内)")
+_CHANGE = re.compile(r"(?:下降|上升|升高|降低)了?\d")
+_POTASSIUM = rf"(?:血钾|(?<!尿)钾离子|K\+|(?<![酸化尿])钾){_TO}{_VALUE}(?=MMOL)"
 FINDINGS = (
     Finding("HbA1c %", rf"(?:HBA1C|糖化血红蛋白(?:A1C)?)(?:\(HBA1C\))?{_TO}{_VALUE}(?=%)", _DIABETES, _DIABETES_SOURCE, 6.5),
     Finding(
@@ -96,7 +100,7 @@ FINDINGS = (
     ),
     Finding(
         "低密度脂蛋白胆固醇 mmol/L",
-        rf"(?:低密度脂蛋白(?:胆固醇)?|LDL(?:-?C)?){_TO}{_VALUE}(?=MMOL)",
+        rf"(?:(?<!极)(?<!小而密)低密度脂蛋白(?:胆固醇)?|(?<![A-Z])LDL(?:-?C)?){_TO}{_VALUE}(?=MMOL)",
         (*_LIPIDS, "高胆固醇血症"),
         _LIPID_SOURCE,
         3.4,
@@ -105,16 +109,20 @@ FINDINGS = (
     Finding("甘油三酯 mmol/L", rf"(?:甘油三酯|TG){_TO}{_VALUE}(?=MMOL)", (*_LIPIDS, "高甘油三酯血症"), _LIPID_SOURCE, 1.7),
     Finding(
         "血尿酸 μmol/L",
-        rf"(?:血?尿酸|UA){_TO}{_VALUE}(?=[ΜU]MOL)",
-        ("高尿酸血症", "痛风"),
+        rf"(?<!尿)(?:血?尿酸|UA){_TO}{_VALUE}(?=[ΜU]MOL)",
+        ("高尿酸血症",),
         "中国高尿酸血症与痛风诊疗指南",
         420.01,
     ),
     Finding("收缩压 mmHg", rf"(?:血压|BP){_TO}{_VALUE}/\d{{2,3}}(?!\d)", ("高血压",), "中国高血压防治指南（2024年）", 140),
     Finding(
-        "血钾 mmol/L", rf"(?:血钾|钾离子|K\+|(?<![酸化])钾){_TO}{_VALUE}(?=MMOL)", ("低钾血症",), "检验参考区间", most=3.49
+        "血钾 mmol/L",
+        _POTASSIUM,
+        ("低钾血症",),
+        "检验参考区间",
+        most=3.49,
     ),
-    Finding("血钾 mmol/L", rf"(?:血钾|钾离子|K\+|(?<![酸化])钾){_TO}{_VALUE}(?=MMOL)", ("高钾血症",), "检验参考区间", 5.51),
+    Finding("血钾 mmol/L", _POTASSIUM, ("高钾血症",), "检验参考区间", 5.51),
     Finding(
         "血红蛋白 g/L",
         rf"(?<!糖化)(?:血红蛋白|HGB|HB){_TO}{_VALUE}(?=G/L)",
@@ -191,8 +199,21 @@ class Reader:
         for finding, pattern in self._findings:
             for hit in pattern.finditer(plain):
                 value = float(hit["value"]) if "value" in pattern.groupindex else None
-                if value is None or finding.least <= value <= finding.most:
-                    yield mention("finding", hit.start(), hit.end(), finding.diagnoses, False, finding.note)
+                if value is not None and (not finding.least <= value <= finding.most or _is_no_value(plain, hit, finding)):
+                    continue
+                clause = clauses(hit.start())[0]
+                denied = bool(_RELATIVE.search(plain[clause : hit.start()]))
+                denied = denied or (value is None and _is_denied(plain, clause, hit.start(), hit.end()))
+                yield mention("finding", hit.start(), hit.end(), finding.diagnoses, denied, finding.note)
+
+
+def _is_no_value(plain: str, hit: re.Match[str], finding: Finding) -> bool:
+    """Whether a number is an aim (目标<7.0%), a bound on the wrong side or a change (下降20g/L), not what was measured."""
+    if _CHANGE.search(hit[0]) or _AIM.search(plain[max(0, hit.start() - 4) : hit.end()]):
+        return True
+    if finding.least > float("-inf") and (re.search("[<≤]", hit[0]) or _BELOW.match(plain[hit.end() :])):
+        return True
+    return finding.most < float("inf") and bool(re.search("[>≥]", hit[0]))
 
 
 def _is_denied(plain: str, clause: int, start: int, end: int) -> bool:

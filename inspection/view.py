@@ -10,6 +10,7 @@ Knows records, Recommendations and tables; no model, no file, no markup. What th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -73,6 +74,10 @@ class Effects(Protocol):
         """[drugs, pieces] nats of log-odds."""
 
     @property
+    def base(self) -> Any:
+        """[drugs] `p_step` with the whole record."""
+
+    @property
     def ranked(self) -> list[int]:
         """Columns that can be compared with one another."""
 
@@ -86,6 +91,14 @@ class Effect:
     end: int
     text: str
     nats: float
+    p: float
+    """`p_step` of the drug with the piece."""
+
+    @property
+    def p_without(self) -> float:
+        """And without it: log-odds are additive."""
+        odds = math.log(max(self.p, 1e-9)) - math.log(max(1 - self.p, 1e-9)) - self.nats
+        return 1 / (1 + math.exp(-odds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +276,7 @@ class Viewer:
     def _diagnoses(self, record: Record, case: _Case) -> tuple[DiagnosisView, ...]:
         listed = [self._carriers.drug(label) for label in case.found.labels]
         flags = self._carriers.untreated(case.own, listed)
-        if case.gold is not None:
+        if case.gold is not None and not any(drug.kind in drugs.UNKNOWN for drug in self._known(case.gold)):
             known = {(flag.subject, flag.reason) for flag in self._carriers.untreated(case.own, self._known(case.gold))}
             flags = tuple(_beside_gold(flag, (flag.subject, flag.reason) in known) for flag in flags)
         return tuple(
@@ -274,7 +287,7 @@ class Viewer:
                 carries=tuple(drug.label for drug in listed if self._carriers.of(drug, (name,))),
                 flags=tuple(flag for flag in flags if flag.subject == name),
             )
-            for name, state in _diagnosis_states(record, case)
+            for name, state in dict.fromkeys(_diagnosis_states(record, case))
         )
 
     def _known(self, labels: Sequence[str]) -> list[drugs.Drug]:
@@ -318,15 +331,18 @@ def _own_and_extra(record: Record, found: Recommendation) -> tuple[tuple[str, ..
 
 
 def _diagnosis_states(record: Record, case: _Case) -> list[tuple[str, str]]:
-    """(name, state), those that differ first. Names are compared as `eval.diagnoses.plain`; the model's wording is shown."""
+    """(name, state), those that differ first. Names are compared as `eval.diagnoses.plain`; the record's wording is shown."""
     generated = [one.name for one in case.found.diagnoses if one.source == "generated"]
     given = [(one.name, "given") for one in case.found.diagnoses if one.source == "given"]
     if not record.diagnoses:
         return [*given, *((name, "generated") for name in generated)]
+    own = {plain(clean_diagnosis(name)): name for name in reversed(record.diagnoses)}
+    given = [(own.get(plain(clean_diagnosis(name)), name), state) for name, state in given]
     written = {plain(clean_diagnosis(one.name)) for one in case.found.diagnoses}
     missing = [(name, "missing") for name in record.diagnoses if plain(clean_diagnosis(name)) not in written]
     extra = [(name, "extra") for name in generated if name in case.extra]
-    return [*missing, *extra, *given, *((name, "matched") for name in generated if name not in case.extra)]
+    matched = [(own[plain(clean_diagnosis(name))], "matched") for name in generated if name not in case.extra]
+    return [*missing, *extra, *given, *matched]
 
 
 def _is_for(mention: Mention, indications: Mapping[str, Any]) -> bool:
@@ -342,7 +358,8 @@ def _shown(effects: Effects | None, label: str) -> tuple[Effect, ...]:
     """The strongest pieces of evidence for and against a drug, by size."""
     if effects is None or label not in effects.drugs:
         return ()
-    row = effects.effect[list(effects.drugs).index(label)]
+    drug = list(effects.drugs).index(label)
+    row, p = effects.effect[drug], float(effects.base[drug])
     strong = sorted((at for at in effects.ranked if abs(row[at]) >= LEAST_NATS), key=lambda at: -abs(row[at]))
     pieces = ((effects.pieces[at], float(row[at])) for at in strong[:SHOWN])
-    return tuple(Effect(piece.section, piece.start, piece.end, piece.text, nats) for piece, nats in pieces)
+    return tuple(Effect(piece.section, piece.start, piece.end, piece.text, nats, p) for piece, nats in pieces)

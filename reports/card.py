@@ -88,10 +88,12 @@ def limits(system: System) -> list[str]:
     ]
     if result.get("training") is None:
         found.append("没有给出训练记录：训练与评测的患者是否重叠未测量 (not measured)。")
+    elif result["training"]["shared_patients"] is None:
+        found.append("训练与评测的患者是否重叠未测量 (not measured)：两边的记录没有都给出。")
     elif result["training"]["shared_patients"]:
         found.append("训练记录与金标准有相同的患者序号；若是同一批患者，结果偏高。")
-    elif result["training"]["records"] is None:
-        found.append("只给出了训练频次：训练与评测的患者是否重叠未测量 (not measured)。")
+    if result.get("stated") is False and any(mode["diagnoses"] != "not stated" for mode in result["results"]):
+        found.append(words.NOT_STATED_BESIDE)
     if result.get("patients_from") == "就诊标识":
         found.append("患者由就诊标识推断，不是取自患者序号。")
     for mode in result["results"]:
@@ -130,8 +132,9 @@ def _training(result: Json) -> str:
         return NOT_STATED
     if training["records"] is None:
         return f"{training['drugs']} 种药名的频次；记录数 {NOT_STATED}"
-    shared = len(training["shared_patients"])
-    return f"{training['records']} 条记录，{training['drugs']} 种药名；与评测相同的患者序号 {shared} 个"
+    known = training["shared_patients"]
+    shared = NOT_MEASURED if known is None else f"{len(known)} 个"
+    return f"{training['records']} 条记录，{training['drugs']} 种药名；与评测相同的患者序号 {shared}"
 
 
 def _models(result: Json) -> str:

@@ -79,6 +79,8 @@ def warnings_of(systems: Sequence[System]) -> list[str]:
     if len(modes_of(systems)) > 1:
         found.append("诊断来源不同的记录分开计分，不合并。")
     for one in systems:
+        if one.result.get("stated") is False and any(mode["diagnoses"] != "not stated" for mode in one.result["results"]):
+            found.append(f"{one.name}：{words.NOT_STATED_BESIDE}")
         if (one.result.get("training") or {}).get("shared_patients"):
             found.append(f"{one.name}：训练记录与金标准有相同的患者序号；若是同一批患者，结果偏高。")
         if (one.provenance or {}).get("git", "").endswith("+"):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from yaofang.eval.probabilities import NO_DETAILS, NO_LABELS, NO_RANKING, NO_SCORE, SOME_SCORE
 
+NOT_STATED_BESIDE = "没有 details，诊断来源未说明；按对照系统的分组显示。"
+
 MODES = {"given": "诊断已给出 (given)", "generated": "诊断由模型生成 (generated)", "not stated": "诊断来源未说明"}
 LEVELS = {"label": "药名逐字", "generic": "通用名", "atc4": "ATC-4 类"}
 SCORES = {"jaccard": "Jaccard", "f1": "F1", "board": "榜单分 (J+F1)/2", "precision": "精确率", "recall": "召回率"}

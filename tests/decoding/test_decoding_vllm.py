@@ -284,7 +284,7 @@ def _no_conflicts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_no_conflicts")
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_without_the_conflicts_the_same_batches_write_pairs(template: ChatTemplate, runner: Callable[..., Clinic]) -> None:
-    assert runner(template, 3, lists=20).clashes > 2
+    assert runner(template, 3, lists=40).clashes > 2
 
 
 def offered(front: V1AnswerProcessor, rows: int) -> list[list[int]]:

@@ -32,7 +32,10 @@ def test_names_that_differ_in_meaning_stay_two(one, other):
     assert plain(one) != plain(other)
 
 
-@pytest.mark.parametrize(("name", "form"), [("（待查）", "待查"), ("高危", "高危"), ("", ""), ("心功能Ⅱ-Ⅲ级", "心功能2-3级")])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("（待查）", "待查"), ("高危", "高危"), ("", ""), ("心功能Ⅱ-Ⅲ级", "心功能2-3级"), ("心功能NYHA II级", "心功能NYHA2级")],
+)
 def test_a_name_that_is_only_a_remark_or_a_range_is_not_lost(name, form):
     assert plain(name) == form
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from yaofang.data.recommendation import Diagnosis, Drug, Recommendation
+from yaofang.data.recommendation import Considered, Diagnosis, Drug, Recommendation
 from yaofang.data.records import Record
 from yaofang.eval.evaluate import Training, evaluate
 from yaofang.eval.reading import gold_of, read_answers, read_details, read_drug_counts, read_gold
@@ -303,3 +303,40 @@ def test_a_model_that_counted_no_drugs_is_an_error_that_names_the_way_out(tmp_pa
     file.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match="--train"):
         read_drug_counts(file)
+
+
+def test_conflicts_of_both_sides_are_counted_on_linked_names_above_the_label_level(vocabulary, conflicts):
+    lists = {"1-1": ["氨氯地平片5mg", "氨氯地平"], "2-1": ["华法林"]}
+    (mode,) = evaluate(lists, lists, vocabulary, conflicts, level="generic").results
+    assert mode.gold.conflicts == mode.predicted.conflicts
+    assert mode.predicted.conflicts.conflicts[1] == 1
+
+
+def test_what_nobody_could_prescribe_is_in_no_stratum(vocabulary, conflicts):
+    gold, training = {"1-1": ["华法林", "阿卡波糖"], "2-1": ["华法林"]}, Training({"华法林": 5})
+    predictions = {"1-1": ["华法林", "某药"], "2-1": ["某药甲", "某药乙"]}
+    (mode,) = evaluate(gold, predictions, vocabulary, conflicts, training=training).results
+    unseen = next(one for one in mode.strata if one.name == "unseen")
+    assert (unseen.gold, unseen.predicted) == (1, 0)
+
+
+def test_a_mode_whose_gold_is_empty_has_no_ranking_and_does_not_fail(vocabulary, conflicts):
+    gold = {"1-1": ["华法林"], "2-1": []}
+    details = {
+        id_: Recommendation(
+            id=id_,
+            diagnoses=(Diagnosis("心房颤动", source),),
+            drugs=(Drug("华法林", "华法林", "", 0.5, 0.7, 0.0),),
+            considered=(Considered("阿卡波糖", 0.2),),
+        )
+        for id_, source in (("1-1", "given"), ("2-1", "generated"))
+    }
+    predictions = {id_: one.labels for id_, one in details.items()}
+    generated, given = evaluate(gold, predictions, vocabulary, conflicts, details=details).results
+    assert given.probabilities.prauc.value == 1
+    assert generated.probabilities.prauc is None
+
+
+def test_blanks_around_names_of_a_gold_file_are_no_part_of_them(tmp_path):
+    (tmp_path / "gold.json").write_text('{"1-1": [" 华法林 "]}', encoding="utf-8")
+    assert read_gold(tmp_path / "gold.json") == {"1-1": ["华法林"]}

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from yaofang.app.baseline import baseline
 from yaofang.app.evaluate import evaluation
-from yaofang.data.recommendation import Drug, Recommendation
+from yaofang.data.recommendation import Diagnosis, Drug, Recommendation
 from yaofang.data.records import Record, write_records
 from yaofang.data.submission import check_submission, write_submission
 from yaofang.vocab.drugs import load_vocabulary
@@ -287,3 +287,34 @@ def test_a_missing_folder_for_the_output_is_found_before_any_file_is_read(files)
             run(*words, "--out", out)
         with pytest.raises(InputError, match="this is a folder"):
             run(*words, "--out", folder)
+
+
+def test_a_second_submission_with_details_of_both_modes_is_compared_in_the_same_groups(files):
+    folder, records = files
+    write_submission(folder / "other.json", [(record.id, record.drugs) for record in records])
+    with (folder / "d.jsonl").open("w", encoding="utf-8") as handle:
+        for place, record in enumerate(records):
+            listed = tuple(Drug(drug, drug, "", 0.5, None, 0.0) for drug in record.drugs)
+            source = "given" if place % 2 else "generated"
+            one = Recommendation(record.id, (Diagnosis(record.diagnoses[0], source),), listed)
+            handle.write(json.dumps(one.to_json(), ensure_ascii=False) + "\n")
+    words = ("--records", folder / "gold.jsonl", "--predictions", folder / "sub.json", "--compare", folder / "other.json")
+    more = ("--compare-details", folder / "d.jsonl", "--report", folder / "r.html", "--card", folder / "c.md")
+    done = run("evaluate", *words, *more, "--out", folder / "r.json")
+    assert "诊断由模型生成" in done.stdout
+    value = json.loads((folder / "r.json").read_text(encoding="utf-8"))
+    modes = [one["diagnoses"] for one in value["results"]]
+    assert modes == [one["diagnoses"] for one in value["compared"]["results"]] == ["generated", "given"]
+    assert (value["stated"], value["compared"]["stated"]) == (False, True)
+    page, card = ((folder / name).read_text(encoding="utf-8") for name in ("r.html", "c.md"))
+    assert "诊断来源未说明；按对照系统的分组显示" in page
+    assert "诊断来源未说明；按对照系统的分组显示" in card
+
+
+def test_shared_patients_are_not_known_without_the_records(files):
+    folder, records = files
+    (folder / "gold.json").write_text(json.dumps({record.id: record.drugs for record in records}), encoding="utf-8")
+    words = ("--gold", folder / "gold.json", "--predictions", folder / "sub.json", "--train", folder / "gold.jsonl")
+    run("evaluate", *words, "--out", folder / "r.json", "--card", folder / "c.md")
+    assert json.loads((folder / "r.json").read_text(encoding="utf-8"))["training"]["shared_patients"] is None
+    assert "患者是否重叠未测量" in (folder / "c.md").read_text(encoding="utf-8")

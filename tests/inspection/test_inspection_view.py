@@ -10,7 +10,7 @@ from yaofang.data.records import Record
 from yaofang.inspection.carriers import UNINDICATED, UNTREATED, Carriers
 from yaofang.inspection.evidence import Piece
 from yaofang.inspection.spans import FINDINGS, Mention, Reader, folded
-from yaofang.inspection.view import Viewer
+from yaofang.inspection.view import Effect, Viewer
 from yaofang.vocab.drugs import Vocabulary, load_vocabulary
 from yaofang.vocab.indications import load_indications
 from yaofang.vocab.matching import link
@@ -218,7 +218,7 @@ def test_generated_diagnoses_are_matched_missing_or_extra() -> None:
     assert [(one.name, one.state) for one in seen.diagnoses] == [
         ("高血压", "missing"),
         ("肺炎", "extra"),
-        ("Ⅱ型糖尿病", "matched"),
+        ("2型糖尿病", "matched"),
     ]
 
 
@@ -273,6 +273,7 @@ class Effects:
     drugs: tuple[str, ...] = ("二甲双胍", "阿卡波糖")
     effect: np.ndarray = field(default_factory=lambda: np.array([[2.0, -0.5, 0.01, 9.0], [0.05, 0.0, 0.02, 9.0]]))
     ranked: list[int] = field(default_factory=lambda: [0, 1, 2])
+    base: np.ndarray = field(default_factory=lambda: np.array([0.6, 0.5]))
 
 
 def test_effects_are_those_of_the_drug_strongest_first_and_small_ones_are_left_out() -> None:
@@ -289,3 +290,49 @@ def test_a_label_outside_the_vocabulary_is_shown_with_what_its_name_tells() -> N
     missed = next(drug for drug in seen.drugs if drug.state == "missed")
     assert missed.drug.generic == "氨氯地平"
     assert [one.carrier.diagnosis for one in missed.carrying] == ["高血压"]
+
+
+@pytest.mark.parametrize("written", ["高血压3级", "高血压3级（极高危）"])
+def test_a_flag_stays_where_the_model_words_the_diagnosis_otherwise(written: str) -> None:
+    case = record(diagnoses=["高血压3级（极高危）", "高血压3级（极高危）"])
+    seen = VIEWER.view(case, recommended("阿卡波糖", diagnoses=(Diagnosis(written, "generated"),)))
+    assert [(one.name, one.state) for one in seen.diagnoses] == [("高血压3级（极高危）", "matched")]
+    assert [flag.kind for flag in seen.diagnoses[0].flags] == [UNTREATED]
+
+
+def test_a_gold_with_an_unknown_name_says_nothing_of_treatment() -> None:
+    case = record(diagnoses=["高尿酸血症"])
+    seen = VIEWER.view(case, recommended("二甲双胍", diagnoses=given("高尿酸血症")), gold=["外院自备药"])
+    assert "实际出院带药" not in seen.flags[-1].reason
+
+
+def test_a_diagnosis_without_a_row_is_no_data_and_raises_no_flag() -> None:
+    name = next(name for name in sorted(load_indications().diagnoses) if name not in load_indications().rows)
+    seen = VIEWER.view(record(diagnoses=[name]), recommended("阿卡波糖", diagnoses=given(name)))
+    assert seen.flags == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "24小时尿钾45.2mmol/L",
+        "24小时尿尿酸3500μmol/L",
+        "极低密度脂蛋白3.6mmol/L",
+        "血压目标<140/90mmHg",
+        "血压控制在140/90mmHg以下",
+        "HbA1c目标<7.0%",
+        "血红蛋白下降20g/L",
+    ],
+)
+def test_another_fluid_an_aim_and_a_change_are_no_findings(text: str) -> None:
+    assert [one.text for one in mentions("诊疗过程描述", text) if one.kind == "finding"] == []
+
+
+@pytest.mark.parametrize("text", ["其父血压180/100mmHg", "无脉搏短绌", "无痛觉减退"])
+def test_a_finding_of_a_relative_or_denied_supports_nothing(text: str) -> None:
+    assert all(one.denied for one in mentions("现病史", text) if one.kind == "finding")
+
+
+def test_the_probability_without_a_piece_follows_from_the_log_odds() -> None:
+    one = Effect("主诉", 0, 4, "血糖升高", nats=1.5, p=0.6)
+    assert np.log(one.p / (1 - one.p)) - np.log(one.p_without / (1 - one.p_without)) == pytest.approx(1.5)
