@@ -8,6 +8,7 @@ Knows options, files and tables; the work is in `yaofang.eval.cmb` and its neigh
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,7 +62,12 @@ def cmb(
     result = score(asked, chosen)
     given = {"answers": answers, "model": model, "predictions": predictions, "shots": shots or None, "examples": examples}
     command = _command(questions, **given, skip_bad=skip_bad or None)
-    data = {"system": system, **result.to_json(), "chosen": _letters(chosen)}
+    data = {
+        "system": system,
+        "sha256": _hashes(questions, answers=answers, predictions=predictions, examples=examples),
+        **result.to_json(),
+        "chosen": _letters(chosen),
+    }
     if out is not None:
         write_result(out, command, data)
     with_provenance = {"provenance": provenance(command), **data} if as_json else None
@@ -78,6 +84,12 @@ def _check(model: Path | None, predictions: Path | None, shots: int, examples: P
         raise InputError("--predictions are answered already", way_out="Leave out --model and --shots, or --predictions.")
     if (shots > 0) != (examples is not None):
         raise InputError("--shots and --examples go together", way_out="Give both, or neither.")
+
+
+def _hashes(questions: list[Path], **others: Path | None) -> dict[str, list[str]]:
+    """Option -> first 12 hex digits of the SHA-256 of each of its files, by which a result names its data."""
+    given = {"questions": questions, **{name: [file] for name, file in others.items() if file is not None}}
+    return {name: [hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in files] for name, files in given.items()}
 
 
 def _read(questions: list[Question], file: Path) -> tuple[dict[str, frozenset[str] | None], dict[str, Any]]:

@@ -17,7 +17,7 @@ from typing import Any
 from yaofang.data.answer import HEADER, parse
 from yaofang.vocab.drugs import UNKNOWN, Vocabulary
 from yaofang.vocab.lexicon import load_lexicon
-from yaofang.vocab.matching import match
+from yaofang.vocab.matching import match, meaning
 from yaofang.vocab.naming import clean, form_of, normalise
 from yaofang.vocab.unlisted import is_no_drug
 
@@ -31,12 +31,19 @@ _HEADS = tuple(
     re.compile(rf"(?:{words}){_NOTE}[^\n:。,、;0-9]{{0,14}}(?::|\n)\s*")
     for words in (_STRONG, rf"(?:^|(?<=[\n。,;#]))\s*(?:{_WEAK})")
 )
-_NONE = re.compile(r"^\W*(?:无|无特殊|暂无|没有|无需(?:带药|用药)?|不需要?(?:带药|用药)|none|nil|\[\s*\])\W*$", re.I)
+_OTHER_MARKS = re.compile(r"[，。；;,：:|/+\s]|\d[.)]|等\W*$")
+"""What stands in a list of one line that is not separated as our own answers are."""
+_NONE = re.compile(
+    r"^\W*(?:无|无特殊(?:药物|带药|用药)?|暂无|没有|无需(?:带药|用药)?|不需要?(?:带药|用药)|未带药|未开药|none|nil|\[\s*\])\W*$",
+    re.I,
+)
 _THINKING = re.compile(r"<think>.*?(?:</think>|$)", re.S)
 _MARKUP = re.compile(r"\*\*|__|`+(?:json|text|markdown)?|^\s*#+\s*|~~[^~\n]+~~|[✅☑✔💊]", re.M)
 _CIRCLED = re.compile("[①-⑳]")
 _BULLET = re.compile(r"^\s*(?:[-*•·●○◆▪–—]+|\(?\d{1,2}[.、)](?!\d)|[一二三四五六七八九十]{1,2}[、.])\s*")
 _ENUMERATION = re.compile(r"(?:(?<=[\s,;。:、])|^)\(?\d{1,2}[.、)](?!\d)\s*")
+_COMMA = re.compile(r",(?!(?<=\d,)\d{1,2}-)")
+"""Not that of 2,5-二羟基苯磺酸钙."""
 _ASIDE = "\ue000{}\ue001"
 _ASIDES = re.compile("\ue000(\\d+)\ue001")
 
@@ -58,12 +65,18 @@ _OUT_HEAD = re.compile(
     r"停|禁|避免|慎用|不推荐|不建议|过敏|入院前|既往|住院期间|注意|监测|随访|饮食|生活|健康|说明|备注|复查|复诊|理由|依据|分析|诊断|检查|解释|相互作用"
     r"|原因|提示|提醒|风险|不良|声明|免责|教育|主诉|病史|总结|备选|替代|可选|考虑"
 )
+_OUT_KEY = re.compile(
+    r"avoid|exclu|contra|stop|discontin|allerg|interact|warning|not_|admission|history|previous|non[-_ ]?(?:drug|medic)"
+    r"|排除|不[用宜]|未选|非药",
+    re.I,
+)
 _IN_HEAD = re.compile(r"药|处方|治疗|降[糖压脂尿]|调脂|抗|护|补|剂|方案|胃|钙|其他|内分泌|心血管|神经")
 _PROSE = re.compile(
     r"请|注意|监测|定期|复查|复诊|医嘱|患者|根据|建议|以上|控制|治疗|用于|如有|不适|饮食|运动|随访|剂量|调整|情况|评估|避免|考虑|可能|需要|的|了|方案|改善"
     r"|预防|保护|服用|使用|应用|用法|用量|名称|药[品物名]$|类$|药$|降[糖压脂]|调脂|抗血小板|抗凝|疗程|频|途径|规格|备注|作用|指征|适应|目的|原因|说明|综上|因此|所以"
     r"|抱歉|无法|作为|模型|参考|具体|医生|医师|出院|入院|诊断|病史|血糖|血压|血脂|尿酸|症状|并发|营养|支持|对症|遵|咨询|门诊|低盐|低脂|戒烟|补充|进餐|餐"
     r"|早|晚|每|次$|日$|周$|个月|等$|以及|如下|包括|序号|编号|单位|剂型|给药|口服$|皮下|注射$|是否|没有|为|在|于|和|与|及|或|并|可$|长期|按|因为|特殊"
+    r"|健康|教育"
 )
 _DOSED = re.compile(
     r"\d\s*(?:mg|g|ug|μg|ml|iu|u|单位|片|粒|支|袋|丸|滴|毫克|克)(?![a-z])|(?<![a-z])(?:qd|bid|tid|qn|po)(?![a-z])"
@@ -79,7 +92,10 @@ _LEAD = re.compile(rf"(?:^|[^\w/-]|(?:^|[\s:,;、])-|_|\d\s*(?:mg|g|u|iu|ml|片|
 _FOLLOW = re.compile(
     r"$|[^\w/-]|\s*[-–—](?![a-z])|_|\d|\s*(?:q\.?d|b\.?i\.?d|t\.?i\.?d|q\.?n|qod|qw|po|ih|hs|prn|sc|iv|im)(?![a-z])"
     r"|和|与|及|或|以及|联合|联用|合用|加|并|治疗|控制|降|调|抗|抑|保护|改善|预防|用于|进行|继续|口服|皮下|静|每|一日|一次|早|晚|中|餐|饭|睡|空腹|随|长期|规律|维持|减|增"
-    r"|剂量|等|各|为|以|可|作|后|即|停|禁|改|换|替|预[混填]|笔|特充|已|予|暂|因|过敏|服|嚼|含|外用|吸|必要|半|两|一|替|续|的|按|遵|及|导致|引起|出现",
+    r"|剂量|等|各|为|以|可|作|后|即|停|禁|改|换|替|预[混填]|笔|特充|已|予|暂|因|过敏|服|嚼|含|外用|吸|必要|半|两|一|替|续|的|按|遵|及|导致|引起|出现"
+    r"|双[抗联重]|三联|稳|扩|促[进动胃排吸愈]"
+    # an effect, not a patent medicine's name (三七止血片)
+    r"|(?:强[心化]|营养?|利尿|活血|止)(?![\u4e00-\u9fff]{0,4}(?:片|丸|散|胶囊|颗粒|膏|注射))",
     re.I,
 )
 
@@ -92,7 +108,9 @@ class FreeText:
         self._linked: dict[str, str | None] = {}
 
     def link(self, name: str) -> str | None:
-        """The label that a name means, or None."""
+        """The label that a name means, or None; a number means none."""
+        if not re.search(r"[^\W\d_]", name):
+            return None
         key = name.strip()
         if key not in self._linked:
             drug = match(key, self._vocabulary).drug
@@ -134,7 +152,9 @@ class FreeText:
         drugs = parse(text).drugs
         if drugs and all(drug in self._vocabulary for drug in drugs):
             return list(drugs)
-        if rest.strip() or re.search(r"[，。；;,：:|]", line) or _NONE.match(line) or _STOP.search(line):
+        if rest.strip() or _OTHER_MARKS.search(line.strip()) or _NONE.match(line) or _STOP.search(line):
+            return None
+        if any(not self.link(drug) and len(self._scan(drug)) > 1 for drug in drugs):
             return None
         return [self.link(drug) or drug for drug in drugs]
 
@@ -176,7 +196,7 @@ class FreeText:
             colon = sentence.find(":")
             if colon >= 0 and _STOP.search(sentence[:colon]) and not self._scan(sentence[:colon]):
                 continue
-            for clause in sentence.split(","):
+            for clause in _COMMA.split(sentence):
                 yield from self._clause(clause, asides, listed=listed)
 
     def _clause(self, clause: str, asides: list[str], *, listed: bool) -> Iterator[str]:
@@ -198,14 +218,31 @@ class FreeText:
     def _named(self, piece: str, asides: list[str]) -> list[tuple[int, int, str]]:
         """(start, end, label) of the names in a piece: the piece as one name, names within it, or those in its brackets."""
         bare = _ASIDES.sub("", piece).strip()
-        whole = None if _STOP.search(bare) or _GO.search(bare) or _PROSE.fullmatch(bare) else self.link(_shown(piece, asides))
-        if whole:
+        is_name = not (_STOP.search(bare) or _GO.search(bare) or _PROSE.fullmatch(bare))
+        if is_name and (parts := self._alternatives(piece, asides)):
+            return parts
+        if is_name and (whole := self.link(_shown(piece, asides))):
             aside = _ASIDES.search(piece)
             return [(0, aside.start() if aside else len(piece), whole)]
         if spans := self._scan(piece, asides):
             return spans
         inside = _ASIDES.findall(piece) if re.search("(?:类|药物?|剂|治疗)$", bare) else []
         return [(0, len(piece), label) for hit in inside for label in self._line(asides[int(hit)], listed=False)]
+
+    def _alternatives(self, piece: str, asides: list[str]) -> list[tuple[int, int, str]]:
+        """The names of a piece that are joined by a slash; none where the whole may be one compound drug (A/B片)."""
+        parts = piece.split("/")
+        whole = _shown(piece, asides)
+        if len(parts) == 1 or self.link(whole):
+            return []
+        labels = [self.link(_shown(part, asides)) or "" for part in parts]
+        if not all(labels) or meaning(whole).method != "none":
+            return []
+        forms = [bool(form_of(clean(_ASIDES.sub("", part)).text)) for part in parts]
+        if forms[-1] and not all(forms):
+            return []
+        ends = [sum(map(len, parts[: n + 1])) + n for n in range(len(parts))]
+        return [(end - len(part), end, label) for part, end, label in zip(parts, ends, labels, strict=True)]
 
     def _follows(self, *pieces: str) -> bool:
         return any(self._scan(piece) for piece in pieces)
@@ -263,9 +300,10 @@ def _strings(value: Any) -> Iterator[str]:
             if isinstance(name, str) and name.strip():
                 yield name.strip()
     elif isinstance(value, dict):
-        for key, inner in value.items():
-            if re.search(r"药|drug|medic|predict|处方", key, re.I) and not _OUT_HEAD.search(key):
-                yield from _strings(inner)
+        kept = {key: inner for key, inner in value.items() if not _OUT_HEAD.search(key) and not _OUT_KEY.search(key)}
+        keys = [key for key in kept if re.search("药|drug|medic|predict|处方", key, re.I)]
+        for key in keys or [key for key in kept if re.search("recommend|推荐", key, re.I)]:
+            yield from _strings(kept[key])
 
 
 def _hide_asides(line: str, asides: list[str]) -> str:
@@ -289,11 +327,13 @@ def _stops_shown(text: str, asides: list[str]) -> str:
 
 
 def _with_form(text: str, start: int, end: int) -> int:
-    """The end of a name with its form and an insulin's mixing ratio: both belong to it."""
+    """The end of a name with its form, its salt and an insulin's mixing ratio: they belong to it."""
     ratio = re.match(r"\d{2}(?:/\d{2})?R?(?![\d.]|\s*(?:u|iu|单位|mg|g|ml|μg|ug|片|支))|[RN](?![a-z])", text[end:], re.I)
     end += ratio.end() if ratio else 0
     fitting = [size for size in range(1, 9) if form_of(text[start : end + size]) == text[end : end + size] != ""]
-    return end + max(fitting, default=0)
+    end += max(fitting, default=0)
+    salt = re.match("[钠钾钙](?![\u4e00-\u9fff]*[片剂])", text[end:])
+    return end + bool(salt and normalise(text[start : end + 1]) == normalise(text[start:end]))
 
 
 def _with_salt(text: str, start: int, end: int) -> int:

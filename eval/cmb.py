@@ -105,13 +105,16 @@ def read_questions(
 ) -> list[Question]:
     """The questions of all files, each a JSON array or one object a line; `answers` outrank those in the questions.
 
-    A question without `id` gets its place in its file, from 1. Raises InputError with file, entry and field for a bad question,
-    an id given twice, and, where `need`, a question without answer.
+    A question without `id` gets its place in its file, from 1; where another file has that already, the file's name stands
+    before it: CMB-val/1. Raises InputError with file, entry and field for a bad question, an id given twice, and, where
+    `need`, a question without answer.
     """
     found: dict[str, Question] = {}
     for file in map(Path, files):
         for place, line, value in _entries(file, _QUESTION):
             try:
+                if isinstance(value, dict) and "id" not in value and str(place) in found:
+                    value = {"id": f"{file.stem}/{place}", **value}
                 question = _question(value, place, answers or {})
                 if question.id in found:
                     raise InputError(f"the id {question.id} is given twice", field="id", way_out="Number the questions.")

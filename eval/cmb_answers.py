@@ -15,8 +15,8 @@ from typing import Any
 from yaofang.eval.cmb import Question
 from yaofang.vocab.errors import InputError
 
-KEYS = ("prediction", "model_answer", "output", "text", "answer_0", "answer")
-"""Fields that may hold the answer, the first that is there."""
+KEYS = ("prediction", "model_answer", "output", "response", "pred", "text", "answer_0", "answer")
+"""Fields that may hold the answer, the first that is there: beside another, `answer` may be the gold."""
 _WAY_OUT = 'Give [{"id": 1, "output": "..."}, ...], the same one object a line, or {id: text}.'
 _THINKING = re.compile(r"<think>.*?(?:</think>|$)", re.S)
 _BETWEEN = r"[\s、,;/.。和与及*\"'()\[\]]*"
@@ -26,8 +26,11 @@ _MARK = re.compile(
     re.I,
 )
 _NOT_BEFORE = re.compile(r"(?:维生素|维他命|因子|抗原|肝炎病毒|复合物|蛋白|链球菌|[A-Za-z0-9-])$")
-_NOT_AFTER = r"[A-Za-z0-9]|[-–][\dA-Za-z\u4e00-\u9fff]|[型超族肽期级群肝]|反应|细胞|因子|链球菌|淋巴"
-_WRONG = re.compile(r"错误|不正确|有误|不对|不符|不选|排除|×|✗|❌")
+_NOT_AFTER = (
+    r"[A-Za-z0-9]|[-–][\dA-Za-z\u4e00-\u9fff]|[型超族肽期级群肝]|反应|细胞|因子|链球菌|淋巴"
+    r"|[ \t]*(?:选?项)?[ \t]*(?:错|不正确|不对|有误)"
+)
+_WRONG = re.compile(r"错误|不正确|有误|不对|不符|不选|排除|×|✗|❌|(?:除(?:了|去)?|不是)\s*(?:选项)?\s*[A-Z](?![a-z])")
 
 
 def read_free_answers(path: str | Path) -> dict[str, str]:
@@ -89,7 +92,7 @@ def letters_in(text: str, question: Question) -> frozenset[str] | None:
 def _runs(question: Question) -> str:
     """A pattern for letters of the question's options, together or with separators, that are part of no other word."""
     run = rf"[{question.letters}]+(?!{_NOT_AFTER})"
-    return rf"{run}(?:[ \t、,;/和与及]*{run})*"
+    return rf"{run}(?:(?:[ \t、,;|/和与及]|以及|\band\b)*{run})*"
 
 
 def _set(letters: str, question: Question) -> frozenset[str]:
@@ -109,23 +112,26 @@ def _announced(plain: str, question: Question) -> frozenset[str] | None:
         texts = [letter for letter, option in question.options if rest.startswith(_plain(option))]
         if len(texts) == 1:
             return frozenset(texts)
-        group = re.match(_runs(question), rest)
+        group = re.match(_runs(question), rest) or re.fullmatch(_runs(question), rest.strip(" .。").upper())
         if group:
+            if re.match(rf"\s*(?:或者?|or\b)\s*[{question.letters}]", rest[group.end() :]):
+                return None
             return _with_more_lines(rest, _set(group[0], question), question)
     return None
 
 
 def _called_right(plain: str, question: Question) -> frozenset[str] | None:
-    """Letters that are called right: B选项正确."""
-    found = re.findall(rf"(?<![A-Za-z])([{question.letters}])\s*选?项?\s*(?:是|为)?\s*(?:正确|对的|✓|✔)(?!答案|选项)", plain)
-    return frozenset(found) if found and (question.multiple or len(set(found)) == 1) else None
+    """Letters that are called right: B选项正确; A、B、D均正确."""
+    called = r"\s*选?项?\s*(?:均|都)?(?:是|为)?\s*(?:正确|对的|✓|✔)(?!答案|选项)"
+    letters = _set("".join(re.findall(rf"(?<![A-Za-z])({_runs(question)}){called}", plain)), question)
+    return letters if letters and (question.multiple or len(letters) == 1) else None
 
 
 def _with_more_lines(rest: str, letters: frozenset[str], question: Question) -> frozenset[str]:
     """The letters, and those of options that follow one a line or one a clause: `A. 发热、C. 咳嗽`."""
     if not question.multiple or _WRONG.search(rest):
         return letters
-    more = re.findall(rf"(?:^|[\n;,、])\s*([{question.letters}])\s*[.、:)]", rest)
+    more = re.findall(rf"(?:^|[\s;,、])\s*([{question.letters}])\s*[.、:)]", rest)
     return letters | frozenset(more)
 
 

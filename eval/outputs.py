@@ -10,6 +10,7 @@ import ast
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,12 @@ Skip = Callable[[InputError], None]
 """Takes what is wrong with an entry that is then left out; where a function gets none, it raises the first error."""
 
 IDS = ("ID", "id", "就诊标识")
-TEXTS = ("text", "output", "answer", "prediction")
+TEXTS = ("prediction", "output", "answer", "text")
+"""Keys of a list or a text, the surest first: beside a prediction, `text` may be the record and `answer` the gold."""
 DRUGS = (*DRUG_KEYS, "出院带药", "出院带药列表", "label")
+_EMPTY = ("nan", "none", "null", "[]")
+"""Cells of tables that programs write for no list."""
+_IS_PROSE = re.compile(r"[。!?！？]|建议|停[用服药止]|(?:^|[\s，,、；;])停|继续|出院诊断")
 _SHAPES = 'Give [{"ID", "prediction"}], {ID: [names]}, lines of {"ID", "text"}, or a CSV with the columns ID and drug.'
 
 
@@ -63,7 +68,7 @@ def read_predictions(path: str | Path, vocabulary: Vocabulary, skip: Skip | None
         value = json.loads(content)
     except ValueError as error:
         return reader.done("text", reader.lines(content, error))
-    if isinstance(value, list) and not any(isinstance(e, dict) and isinstance(_first(e, TEXTS), str) for e in value):
+    if isinstance(value, list) and not any(isinstance(e, dict) and _has_text(e) for e in value):
         return reader.done("submission", ((id_, 0, names) for id_, names in read_submission(file).items()))
     if isinstance(value, list):
         return reader.done("text", reader.entries(enumerate(value, 1)))
@@ -162,11 +167,12 @@ class _Reader:
         rows = csv.reader(io.StringIO(content, newline=""), delimiter=mark)
         columns = [cell.strip() for cell in next(rows)]
         key = next((columns.index(name) for name in IDS if name in columns), None)
-        drug = next((columns.index(name) for name in (*DRUGS, *TEXTS) if name in columns), None)
+        drug = next((columns.index(name) for name in (*DRUG_KEYS, *TEXTS, *DRUGS) if name in columns), None)
         if key is None or drug is None:
             problem = f"no column {' or '.join(IDS)}" if key is None else f"no column of drugs ({', '.join(DRUGS[:4])})"
             raise InputError(problem, file=self.file, line=1, field="ID" if key is None else "drug", way_out=_SHAPES)
-        is_text = columns[drug] in ("text", "output", "answer")
+        text = columns[drug] in TEXTS
+        prose = text and columns[drug] != "prediction"
         for cells in rows:
             if not any(cell.strip() for cell in cells):
                 continue
@@ -176,20 +182,34 @@ class _Reader:
                 self._bad(problem, rows.line_num, columns[key])
             else:
                 cell = cells[drug].strip()
+                is_text = not _is_array(cell) and (prose or (text and self._is_prose(cell)))
                 yield cells[key].strip(), rows.line_num, cell if is_text else self._cell(cell)
 
+    def _is_prose(self, cell: str) -> bool:
+        return cell not in self.vocabulary and bool(_IS_PROSE.search(cell))
+
     def _cell(self, cell: str) -> list[str]:
-        """The names of a cell: one label, an array as JSON or Python write it, or names with separators."""
-        if cell in self.vocabulary or not cell:
-            return [cell] if cell else []
+        """The names of a cell: one label, an array as JSON, Python or NumPy write it, or names with separators."""
+        if cell in self.vocabulary or not cell or cell.lower() in _EMPTY:
+            return [cell] if cell in self.vocabulary else []
         if cell.startswith("["):
             try:
-                value = ast.literal_eval(cell)
+                value = ast.literal_eval(re.sub(r"(['\"])\s+(?=['\"])", r"\1, ", cell))
             except (ValueError, SyntaxError):
                 value = None
             if isinstance(value, list):
-                return [str(name) for name in value]
+                return [str(name) for name in value if name is not None]
+            return self._cell(cell.strip("[] "))
         return [cell] if match(cell, self.vocabulary).drug else names_in(cell)
+
+
+def _has_text(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of an array is no submission's: its prediction is a text, or stands beside one or under another key."""
+    return isinstance(_first(entry, TEXTS), str) or any(key in entry for key in TEXTS[1:])
+
+
+def _is_array(cell: str) -> bool:
+    return cell.lower() in _EMPTY or (cell.startswith("[") and cell.endswith("]"))
 
 
 def _first(entry: Mapping[str, Any], keys: Iterable[str]) -> Any:

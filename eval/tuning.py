@@ -1,4 +1,7 @@
-"""What the baselines share: how scores become a list, and how settings are chosen on patients that nothing was fitted on.
+"""What the baselines share: how scores become a list, and how settings are chosen on the validation patients.
+
+No label of these is fitted on before the settings are chosen. Their texts are: the TF-IDF's document frequencies, and what is
+reduced from it, come from all training records.
 
 Knows records, labels as strings and arrays of scores; not where the scores come from.
 """

@@ -41,6 +41,10 @@ _BETWEEN = re.compile(r"[\s,、;。]+")
 _DOUBT = re.compile(r"\?|疑|待排|除外|排除|可能(?!性?大)|家族史")
 
 
+MOST_NAMED = 1 << 14
+"""Diagnoses whose conditions are remembered."""
+
+
 @dataclass(frozen=True, slots=True)
 class PatientFacts:
     """What is known of one patient. None or empty is `not known`, never `normal`."""
@@ -168,12 +172,22 @@ class PatientRules:
         self._conditions = conditions
         self._allergies = allergies
         self._known: dict[Drug, DrugTerms] = {}
+        self._named: dict[str, frozenset[str]] = {}
         self._last: tuple[PatientFacts, tuple[Rule, ...]] | None = None
 
     def conditions(self, facts: PatientFacts) -> frozenset[str]:
         """IDs of conditions.tsv that the patient's diagnoses name; a diagnosis in doubt names none."""
-        texts = [text for name in facts.diagnoses for text in _statements(name)]
-        return frozenset(name for name, pattern in self._conditions.items() if any(map(pattern.fits, texts)))
+        return frozenset[str]().union(*map(self._named_by, facts.diagnoses))
+
+    def _named_by(self, diagnosis: str) -> frozenset[str]:
+        """The conditions that one diagnosis names; diagnoses come again, so they are looked up once."""
+        if diagnosis not in self._named:
+            if len(self._named) >= MOST_NAMED:
+                self._named.clear()
+            texts = list(_statements(diagnosis))
+            found = (name for name, pattern in self._conditions.items() if any(map(pattern.fits, texts)))
+            self._named[diagnosis] = frozenset(found)
+        return self._named[diagnosis]
 
     def allergies(self, facts: PatientFacts) -> frozenset[str]:
         """IDs of allergies.tsv that the patient's allergies name."""

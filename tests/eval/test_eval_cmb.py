@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 from dataclasses import replace
@@ -100,6 +101,14 @@ FREE = {
     "The answer is B. Aspirin": "B",
     "因此选C": "C",
     "A 或 B": None,
+    "正确答案为B，A错误": "B",
+    "答案：A或B": None,
+    "答案：A或者B": None,
+    "Answer: A or B": None,
+    "答案：b": "B",
+    "答案：b。": "B",
+    "答案：A\n错误选项分析略": "A",
+    "B. 手术切除": "B",
     "维生素C缺乏，做B超": None,
     "答案：C反应蛋白": None,
     "我不知道": None,
@@ -110,6 +119,42 @@ FREE = {
 @pytest.mark.parametrize(("text", "letters"), FREE.items())
 def test_a_free_answer_is_read_or_left_unparsed(text, letters):
     assert letters_in(text, ONE) == (None if letters is None else frozenset(letters))
+
+
+SETS = {
+    "A、B、D正确": "ABD",
+    "A、B、D均正确，C、E错误": "ABD",
+    "正确答案是A和B以及C": "ABC",
+    "Answer: A, B and C": "ABC",
+    "答案：A|C|E": "ACE",
+    "答案：A.发热 C.咳痰": "AC",
+    "答案：A和B，C不正确": "AB",
+    "除D外都对": None,
+    "除了选项D，都对": None,
+    "不是D": None,
+}
+
+
+@pytest.mark.parametrize(("text", "letters"), SETS.items())
+def test_all_letters_of_a_multiple_choice_are_read(text, letters):
+    assert letters_in(text, SEVERAL) == (None if letters is None else frozenset(letters))
+
+
+@pytest.mark.parametrize("name", ["prediction", "model_answer", "output", "response", "pred", "text", "answer_0"])
+def test_the_gold_beside_an_answer_is_not_taken_for_it(tmp_path, name):
+    assert read_free_answers(put(tmp_path, "a.json", [{"id": 1, "answer": "C", name: "A"}])) == {"1": "A"}
+
+
+def test_questions_without_id_in_two_files_are_told_apart_by_file(tmp_path):
+    values = json.loads(FIXTURE.read_text(encoding="utf-8"))
+    bare = [{key: value for key, value in entry.items() if key != "id"} for entry in values[:3]]
+    files = [put(tmp_path, "val.json", bare[:2]), put(tmp_path, "test.json", bare[1:])]
+    answers = {"1": values[0]["answer"]}
+    found = read_questions(files, answers)
+    assert [q.id for q in found] == ["1", "2", "test/1", "test/2"]
+    assert found[2].answer == found[1].answer
+    with pytest.raises(InputError, match="given twice"):
+        read_questions([files[0], FIXTURE])
 
 
 def test_options_listed_by_line_are_the_answer_of_a_multiple_choice():
@@ -279,6 +324,8 @@ def test_the_verb_scores_free_answers_of_another_system(tmp_path):
     done = run("cmb", "--questions", FIXTURE, "--predictions", put(tmp_path, "p.jsonl", lines), "--json")
     value = json.loads(done.stdout)
     assert (value["unparsed"], value["missing"], value["micro"]["right"]) == (["2"], ["1"], 12)
+    hashes = {"questions": FIXTURE, "predictions": tmp_path / "p.jsonl"}
+    assert value["sha256"] == {name: [hashlib.sha256(file.read_bytes()).hexdigest()[:12]] for name, file in hashes.items()}
 
 
 def test_options_that_contradict_each_other_are_refused(tmp_path):

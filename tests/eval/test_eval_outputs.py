@@ -10,6 +10,8 @@ from yaofang.eval.outputs import read_predictions
 from yaofang.vocab.conflicts import load_conflicts
 from yaofang.vocab.drugs import load_vocabulary
 from yaofang.vocab.errors import InputError
+from yaofang.vocab.lexicon import load_lexicon
+from yaofang.vocab.matching import generic_of
 
 VOCABULARY = load_vocabulary()
 FREE = FreeText(VOCABULARY)
@@ -88,6 +90,33 @@ ANSWERS = {
     "a class with its drug in brackets": ("他汀类药物（阿托伐他汀钙片 20mg 每晚一次）", ["阿托伐他汀钙片"]),
     "an allergy": ("患者对青霉素过敏，建议出院后口服甲钴胺0.5mg tid。", ["甲钴胺"]),
     "words that hold a drug's name": ("胰岛素抵抗明显，监测葡萄糖及甘油三酯，可定期复查。予二甲双胍0.5g bid", ["二甲双胍"]),
+    "table with numbers": (
+        "| 序号 | 药品 | 剂量 |\n|---|---|---|\n| 1 | 二甲双胍 | 0.5g |\n| 2 | 阿卡波糖 | 50mg |",
+        ["二甲双胍", "阿卡波糖"],
+    ),
+    "keys of drugs to avoid": (
+        '{"discharge_medications": ["二甲双胍"], "contraindicated_drugs": ["格列美脲"], "排除药物": ["瑞格列奈"], '
+        '"excluded_drugs": ["阿卡波糖"], "非药物治疗": ["低盐饮食"]}',
+        ["二甲双胍"],
+    ),
+    "recommended and not": ('{"recommended": ["二甲双胍"], "not_recommended": ["格列美脲"]}', ["二甲双胍"]),
+    "recommendations beside drugs": ('{"drugs": ["二甲双胍"], "recommendations": ["低盐饮食"]}', ["二甲双胍"]),
+    "a comma inside a name": ("出院带药：\n1. 2,5-二羟基苯磺酸钙 0.5g tid\n2. 二甲双胍", ["羟苯磺酸钙", "二甲双胍"]),
+    "our header, blanks": ("出院带药：二甲双胍 阿卡波糖 甲钴胺", ["二甲双胍", "阿卡波糖", "甲钴胺"]),
+    "our header, numbers": ("出院带药：1.二甲双胍 2.阿卡波糖", ["二甲双胍", "阿卡波糖"]),
+    "our header, doses": ("出院带药：二甲双胍 0.5g tid 阿卡波糖 50mg tid", ["二甲双胍", "阿卡波糖"]),
+    "our header, a word between": ("出院带药：二甲双胍和阿卡波糖", ["二甲双胍", "阿卡波糖"]),
+    "our header, a slash": ("出院带药：二甲双胍/阿卡波糖", ["二甲双胍", "阿卡波糖"]),
+    "our header, 等": ("出院带药：甲钴胺、阿卡波糖等", ["甲钴胺", "阿卡波糖"]),
+    "our header, nothing": ("出院带药：无特殊用药", []),
+    "our header, no drugs taken home": ("出院带药：未带药", []),
+    "effects behind names": (
+        "继续予甲钴胺营养神经，螺内酯片利尿，阿司匹林肠溶片、硫酸氢氯吡格雷片双联抗血小板，阿托伐他汀钙稳定斑块",
+        ["甲钴胺", "螺内酯", "阿司匹林肠溶片", "硫酸氢氯吡格雷片", "阿托伐他汀钙片"],
+    ),
+    "a salt behind a name": ("患者出院后口服瑞舒伐他汀钙10mg qn", ["瑞舒伐他汀"]),
+    "a compound that begins as a drug": ("患者出院后口服甲钴胺及阿司匹林双嘧达莫缓释胶囊治疗", ["甲钴胺"]),
+    "education is no drug": ("出院带药：\n1. 二甲双胍\n2. 健康教育", ["二甲双胍"]),
     "nothing prescribed": ("出院带药：无", []),
     "a refusal": ("抱歉，作为AI语言模型，我无法提供具体的用药建议，请咨询医生。", None),
     "advice alone": ("低盐低脂饮食，控制血糖，定期复查肝功能。", None),
@@ -106,6 +135,18 @@ def test_levamlodipine_is_never_read_as_amlodipine_nor_a_compound_as_one_of_its_
     for name in ("左旋氨氯地平", "左氨氯地平", "新左旋氨氯地平", "S-氨氯地平", "氨氯地平贝那普利", "氨氯地平/贝那普利片"):
         found = FREE.read(shape.format(name)) or []
         assert not {VOCABULARY.drug(one).generic for one in found if one in VOCABULARY} & {"氨氯地平", "贝那普利"}
+
+
+def test_a_compound_with_a_slash_is_one_drug():
+    for text in ("出院带药：左旋多巴/苄丝肼", "1. 左旋多巴/苄丝肼片 0.25g tid"):
+        assert [VOCABULARY.drug(name).generic for name in FREE.read(text)] == ["多巴丝肼"]
+    assert not set(FREE.read("出院带药：沙库巴曲/二甲双胍片") or []) & {"二甲双胍"}
+
+
+def test_no_number_names_a_drug():
+    assert [name for name in load_lexicon().spellings if name.isdecimal()] == []
+    assert generic_of("1,6-二磷酸果糖") == "果糖二磷酸"
+    assert FREE.link("2,5-二羟基苯磺酸钙") == FREE.link("羟苯磺酸钙") is not None
 
 
 def test_an_unknown_name_of_a_list_is_kept_as_written_and_counted(tmp_path):
@@ -154,10 +195,53 @@ def test_a_table_is_read_in_the_encodings_that_spreadsheets_write(tmp_path, enco
 
 @pytest.mark.parametrize(
     "cell",
-    ["二甲双胍、阿卡波糖", '"二甲双胍,阿卡波糖"', "二甲双胍；阿卡波糖", "二甲双胍;阿卡波糖", "\"['二甲双胍', '阿卡波糖']\""],
+    [
+        "二甲双胍、阿卡波糖",
+        '"二甲双胍,阿卡波糖"',
+        "二甲双胍；阿卡波糖",
+        "二甲双胍;阿卡波糖",
+        "\"['二甲双胍', '阿卡波糖']\"",
+        "['二甲双胍' '阿卡波糖']",
+        '"[二甲双胍, 阿卡波糖]"',
+    ],
 )
 def test_a_table_may_hold_a_list_a_row(tmp_path, cell):
     assert read(tmp_path, "t.csv", f"ID,drug\n1-1,{cell}\n").lists == {"1-1": ["二甲双胍", "阿卡波糖"]}
+
+
+@pytest.mark.parametrize("column", ["drug", "prediction", "output"])
+@pytest.mark.parametrize("cell", ["nan", "None", "null", "[]", "[nan]"])
+def test_what_programs_write_for_no_list_is_an_empty_one(tmp_path, column, cell):
+    found = read(tmp_path, "t.csv", f"ID,{column}\n1-1,{cell}\n")
+    assert (found.lists, found.unparsed) == ({"1-1": []}, 0)
+
+
+TOLD = {
+    "prediction": ("建议停用格列美脲，继续二甲双胍0.5g tid。", ["二甲双胍"]),
+    "text": ("出院诊断：2型糖尿病 出院带药：二甲双胍、阿卡波糖", ["二甲双胍", "阿卡波糖"]),
+    "output": ("二甲双胍 0.5g tid 阿卡波糖 50mg tid", ["二甲双胍", "阿卡波糖"]),
+    "answer": ("\"['二甲双胍' '阿卡波糖']\"", ["二甲双胍", "阿卡波糖"]),
+}
+
+
+@pytest.mark.parametrize(("column", "told"), TOLD.items())
+def test_a_column_of_answers_is_read_as_a_text_or_as_a_list(tmp_path, column, told):
+    assert read(tmp_path, "t.csv", f"ID,{column}\n1-1,{told[0]}\n").lists == {"1-1": told[1]}
+
+
+@pytest.mark.parametrize("gold", ["text", "answer", "label", "出院带药", "出院带药列表"])
+def test_gold_beside_a_prediction_is_not_taken_for_it(tmp_path, gold):
+    for name in ("prediction", "output"):
+        found = read(tmp_path, "t.csv", f"ID,{gold},{name}\n1-1,格列美脲,二甲双胍\n")
+        assert found.lists == {"1-1": ["二甲双胍"]}
+        entry = {"ID": "1-1", gold: "格列美脲", name: "二甲双胍"}
+        for file, content in (("t.jsonl", lines(entry)), ("t.json", [entry])):
+            assert read(tmp_path, file, content).lists == {"1-1": ["二甲双胍"]}
+
+
+def test_an_array_with_texts_beside_its_lists_is_read(tmp_path):
+    entry = {"ID": "1-1", "text": "入院前服用格列美脲。", "prediction": ["二甲双胍"]}
+    assert read(tmp_path, "t.json", [entry]).lists == {"1-1": ["二甲双胍"]}
 
 
 def test_a_mapping_and_lists_in_lines_are_read_name_by_name(tmp_path):
