@@ -42,6 +42,9 @@ def inspect(
     counterfactuals: Annotated[
         bool, typer.Option("--counterfactuals", help="Also work out which piece of the record each drug hangs on (slow).")
     ] = False,
+    put_in: Annotated[
+        list[str] | None, typer.Option("--put-in", help="Also work out what this diagnosis would change, if the record had it.")
+    ] = None,
     model: Annotated[
         list[Path] | None, typer.Option(help="Model or run folder; several vote. Default: the bundled model.")
     ] = None,
@@ -60,7 +63,16 @@ def inspect(
     chosen, golds = _read(records, gold, record, limit, skip_bad)
     if out is not None:
         check_target(out, len(chosen))
-    job = _Job(records, predictions, tuple(model or ()), vocab, batch_size, device, counterfactuals)
+    job = _Job(
+        records,
+        predictions,
+        tuple(model or ()),
+        vocab,
+        batch_size,
+        device,
+        counterfactuals or bool(put_in),
+        tuple(put_in or ()),
+    )
     views = job.views(chosen, golds)
     if record is not None:
         shown = list(views)
@@ -110,6 +122,7 @@ class _Job:
     batch_size: int
     device: str
     counterfactuals: bool
+    put_in: tuple[str, ...]
 
     def __post_init__(self) -> None:
         from yaofang.inspection.view import Viewer
@@ -168,6 +181,15 @@ class _Job:
                     problem, file=self.predictions, field="--model", way_out="Give --model the folder of that model."
                 )
 
+    def _effects(self, recommender: Recommender, record: Record, found: Recommendation) -> Counterfactual:
+        from yaofang.inspection.counterfactual import counterfactual
+        from yaofang.inspection.evidence import added_diagnosis, pieces
+
+        diagnoses = tuple(one.name for one in found.diagnoses if one.name.strip())
+        new = [added_diagnosis(record, name) for name in self.put_in if name not in record.diagnoses]
+        evidence = [*pieces(record, diagnoses), *new]
+        return counterfactual(recommender, record, found, evidence=evidence, batch_size=self.batch_size)
+
     def _check_probabilities(self, given: Recommendation, effects: Counterfactual) -> None:
         """Lists that were written with other settings (a formulary, bans, leanings) have other probabilities."""
         from yaofang.vocab.errors import InputError
@@ -202,9 +224,7 @@ class _Job:
             for one in chosen:
                 effects = None
                 if self.counterfactuals and recommender is not None and found[one.id].drugs:
-                    from yaofang.inspection.counterfactual import counterfactual
-
-                    effects = counterfactual(recommender, one, found[one.id], batch_size=self.batch_size)
+                    effects = self._effects(recommender, one, found[one.id])
                     self._check_probabilities(found[one.id], effects)
                 yield self.viewer.view(one, found[one.id], gold=golds[one.id], effects=effects)
                 advance(1)
@@ -225,12 +245,20 @@ def print_view(view: RecordView) -> None:
     show(f"就诊标识 {view.record.id}　{score}", ("出院诊断", "来源", "清单中的药品"), diagnoses, as_json=False, data=None)
     show("\n出院带药", DRUG_COLUMNS, [_drug_row(drug) for drug in view.drugs], as_json=False, data=None)
     effects = [
-        (drug.label, f"{one.nats:+.2f}", f"{one.p:.3f} → {one.p_without:.3f}", one.section, one.text.strip())
+        (
+            drug.label,
+            f"{one.nats:+.2f}",
+            f"{one.p:.3f} → {one.p_after:.3f}",
+            "加上诊断" if one.added else one.section,
+            one.text.strip(),
+        )
         for drug in view.drugs
         for one in drug.effects
     ]
     if effects:
-        show("\n模型依据（反事实）", ("药品", "nats", "条件概率", "部分", "去掉的文字"), effects, as_json=False, data=None)
+        show(
+            "\n模型依据（反事实）", ("药品", "nats", "条件概率", "部分", "去掉或加上的文字"), effects, as_json=False, data=None
+        )
     if view.found.blocked:
         blocked = [(one.label, one.by, one.tier, one.p_step) for one in view.found.blocked]
         show("\n被排除", ("药品", "因已列出", "级别", "条件概率"), blocked, as_json=False, data=None)

@@ -54,6 +54,10 @@ class Piece(Protocol):
         """After the last."""
 
     @property
+    def added(self) -> bool:
+        """A diagnosis that was put in instead of taken out."""
+
+    @property
     def text(self) -> str:
         """The piece itself."""
 
@@ -84,7 +88,7 @@ class Effects(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """How the log-odds of a drug fall when a piece is taken out of the record."""
+    """How the log-odds of a drug fall when a piece is taken out of the record, or rise when a diagnosis is put in."""
 
     section: str
     start: int
@@ -92,13 +96,15 @@ class Effect:
     text: str
     nats: float
     p: float
-    """`p_step` of the drug with the piece."""
+    """`p_step` of the drug with the record as it is."""
+    added: bool = False
+    """The piece is a diagnosis that the record does not have."""
 
     @property
-    def p_without(self) -> float:
-        """And without it: log-odds are additive."""
-        odds = math.log(max(self.p, 1e-9)) - math.log(max(1 - self.p, 1e-9)) - self.nats
-        return 1 / (1 + math.exp(-odds))
+    def p_after(self) -> float:
+        """And with the piece taken out, or put in: log-odds are additive."""
+        odds = math.log(max(self.p, 1e-9)) - math.log(max(1 - self.p, 1e-9))
+        return 1 / (1 + math.exp(-(odds + self.nats if self.added else odds - self.nats)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,5 +367,6 @@ def _shown(effects: Effects | None, label: str) -> tuple[Effect, ...]:
     drug = list(effects.drugs).index(label)
     row, p = effects.effect[drug], float(effects.base[drug])
     strong = sorted((at for at in effects.ranked if abs(row[at]) >= LEAST_NATS), key=lambda at: -abs(row[at]))
-    pieces = ((effects.pieces[at], float(row[at])) for at in strong[:SHOWN])
-    return tuple(Effect(piece.section, piece.start, piece.end, piece.text, nats, p) for piece, nats in pieces)
+    asked = [at for at, piece in enumerate(effects.pieces) if piece.added]
+    pieces = ((effects.pieces[at], float(row[at])) for at in (*strong[:SHOWN], *asked))
+    return tuple(Effect(one.section, one.start, one.end, one.text, nats, p, one.added) for one, nats in pieces)

@@ -43,7 +43,7 @@ yaofang baseline neighbours --train F --records F --out SUB
 yaofang baseline trees --train F --records F --out SUB
 yaofang inspect --records FILE --predictions D.jsonl --out report.html
 yaofang inspect --records FILE --predictions D.jsonl --gold FILE.json --out report.html
-yaofang inspect --records FILE --record 2-1 --counterfactuals --model DIR --limit 20
+yaofang inspect --records FILE --record 2-1 --counterfactuals --put-in 痛风 --model DIR --limit 20
 yaofang bench inspection --records 100 --out docs/results/inspection.json --json
 yaofang sft --config tiny
 yaofang sft --config glm4-9b-lora --set training.epochs=1 --set data.max_length=1024 --print-config

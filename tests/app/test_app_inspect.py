@@ -93,10 +93,13 @@ def test_gold_of_another_file_stands_in_place_of_the_records_own(
 def test_without_predictions_the_bundled_model_recommends_and_its_evidence_can_be_asked_for(
     files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("--records", files[0], "--record", "1-1", "--counterfactuals", "--device", "cpu")
+    run("--records", files[0], "--record", "1-1", "--counterfactuals", "--put-in", "冠心病", "--device", "cpu")
     out = capsys.readouterr().out
     assert "出院带药" in out
     assert "模型依据（反事实）" in out
+    changed = [line for line in out.splitlines() if "加上诊断" in line]
+    assert changed
+    assert all("冠心病" in line for line in changed)
 
 
 def test_evidence_of_another_model_than_the_one_that_wrote_the_lists_is_refused(files: tuple[Path, Path]) -> None:

@@ -333,6 +333,7 @@ def test_a_finding_of_a_relative_or_denied_supports_nothing(text: str) -> None:
     assert all(one.denied for one in mentions("现病史", text) if one.kind == "finding")
 
 
-def test_the_probability_without_a_piece_follows_from_the_log_odds() -> None:
-    one = Effect("主诉", 0, 4, "血糖升高", nats=1.5, p=0.6)
-    assert np.log(one.p / (1 - one.p)) - np.log(one.p_without / (1 - one.p_without)) == pytest.approx(1.5)
+def test_the_probability_after_a_change_follows_from_the_log_odds() -> None:
+    for added, sign in ((False, -1), (True, 1)):
+        one = Effect("主诉", 0, 4, "血糖升高", nats=1.5, p=0.6, added=added)
+        assert np.log(one.p_after / (1 - one.p_after)) - np.log(one.p / (1 - one.p)) == pytest.approx(sign * 1.5)
