@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SAME_P = 0.02
 """Two readings of one list by one model differ by less: only rounding lies between them."""
+KEPT_SHOWN = 4
+"""Labels named of those that a drug keeps out; their number is told."""
 DRUG_COLUMNS = ("核对", "", "药品", "条件概率", "入选概率", "支持它的诊断", "文字依据", "提示")
 
 
@@ -262,11 +264,36 @@ def print_view(view: RecordView) -> None:
     if view.found.blocked:
         blocked = [(one.label, one.by, one.tier, one.p_step) for one in view.found.blocked]
         show("\n被排除", ("药品", "因已列出", "级别", "条件概率"), blocked, as_json=False, data=None)
+    keeping = [
+        (one.label, len(one.listed.kept_out), "、".join(kept.label for kept in one.listed.kept_out[:KEPT_SHOWN]))
+        for one in view.drugs
+        if one.listed and one.listed.kept_out
+    ]
+    if keeping:
+        show("\n它所排除", ("药品", "个数", "其中"), keeping, as_json=False, data=None)
     if view.flags:
         flags = [(flag.kind, clean_diagnosis(flag.subject), clean_diagnosis(flag.reason)) for flag in view.flags]
         show("\n提示", ("提示", "对象", "理由"), flags, as_json=False, data=None)
+    typer.echo("\n病历（⟦⟧内是支持某药的文字，其后括号里是药的编号）")
+    for section, text in view.sections:
+        typer.echo(f"{section}：{_marked(view, section, text)}")
     for line in ("", NO_DATA_NOTE, RESEARCH_ONLY):
         typer.echo(line)
+
+
+def _marked(view: RecordView, section: str, text: str) -> str:
+    """A section with the spans that speak for a drug marked; of spans that overlap the first one."""
+    keys: dict[tuple[int, int], list[str]] = {}
+    for drug in view.drugs:
+        for span in drug.supports:
+            if span.section == section and not span.denied:
+                keys.setdefault((span.start, span.end), []).append(drug.key)
+    parts, place = [], 0
+    for start, end in sorted(keys):
+        if start >= place:
+            parts += [text[place:start], f"⟦{text[start:end]}⟧({'、'.join(dict.fromkeys(keys[start, end]))})"]
+            place = end
+    return "".join(parts) + text[place:]
 
 
 def _carried(labels: Sequence[str], recognised: Sequence[str]) -> str:

@@ -87,7 +87,7 @@ class Reliability:
     extreme: int
     """Cells with p = 0 or 1, which recalibration leaves out."""
     surprises: int
-    """Those of them that are held at p = 0 or not held at p = 1: impossible, said the model."""
+    """Those of them that are held at p = 0 or not held at p = 1; a p that was too small to be told counts as 0."""
     bins: tuple[Bin, ...]
 
 

@@ -143,8 +143,8 @@ def calibration(systems: Sequence[System], mode: str) -> Table:
         "斜率",
         "截距",
         "总体截距",
-        "p 为 0 或 1",
-        "其中错误",
+        "p 为 0（或不到 0.001）或 1",
+        "其中不符",
     )
     return Table("校准", columns, rows)
 

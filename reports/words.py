@@ -99,7 +99,11 @@ DEFINITIONS: tuple[tuple[str, str, str], ...] = (
         "scikit-learn average_precision_score；GAMENet、SafeDrug",
     ),
     ("Brier", "(p − 是否在列表)² 对全部“记录×药名”格求平均", "Brier 1950"),
-    ("ECE", "各箱 |实际占比 − 平均概率| 按格数加权平均；箱按概率之和等分", "Naeini, Cooper and Hauskrecht 2015"),
+    (
+        "ECE",
+        "各箱 |实际占比 − 平均概率| 按格数加权平均；箱按概率之和等分；details 不写低于 0.001 的 p，按 0 计，ECE 含此误差",
+        "Naeini, Cooper and Hauskrecht 2015",
+    ),
     (
         "校准斜率、截距",
         "logit P(在列表) = 截距 + 斜率·logit p；校准好时斜率 1、截距 0；总体截距：斜率固定为 1 时的截距",

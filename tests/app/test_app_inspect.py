@@ -65,6 +65,8 @@ def test_a_record_on_the_terminal_shows_wrong_and_missed_drugs_first_with_their_
     assert any("有指征未用药" in line and "高尿酸血症" in line for line in lines)
     assert any(all(part in line for part in ("格列齐特片", "T1", "0.125")) for line in lines)
     assert any("就诊标识 1-1" in line and "Jaccard 0.333" in line for line in lines)
+    (text,) = (line for line in lines if line.startswith("现病史"))
+    assert text == "现病史：⟦2型糖尿病⟧(漏1、1)5年，口服⟦二甲双胍⟧(1)。"
     assert "不是处方" in lines[-1]
 
 
