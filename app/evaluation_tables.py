@@ -14,7 +14,7 @@ from yaofang.eval.evaluate import Evaluation, ModeResult
 from yaofang.eval.intervals import Figure
 from yaofang.eval.lists import PATIENT_TIERS, ListFigures
 from yaofang.eval.paired import PairedDifference
-from yaofang.eval.probabilities import NO_DETAILS, NO_LABELS, NO_RANKING, NO_SCORE, SOME_SCORE
+from yaofang.eval.probabilities import NO_DETAILS, NO_LABELS, NO_RANKING, NO_SCORE, SOME_SCORE, part_key
 from yaofang.eval.reading import Answers
 
 Row = tuple[Cell, Cell, Cell, Cell]
@@ -126,7 +126,8 @@ def _probability_rows(mode: ModeResult) -> Iterator[Row]:
         overall = found.calibration.overall
         slope = overall.recalibration.slope
         yield ("ECE", f"{overall.ece:.5f}", None, None)
-        around = None if found.intervals is None or found.intervals.slope is None else found.intervals.slope
+        drawn = found.intervals.get(part_key(overall))
+        around = None if drawn is None else drawn.slope
         interval = None if around is None else f"{around[0]:.3f}–{around[1]:.3f}"
         yield ("校准斜率", None if slope is None else f"{slope:.3f}", interval, None)
 

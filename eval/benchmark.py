@@ -174,8 +174,9 @@ def _short(value: dict[str, Any]) -> dict[str, Any]:
     """Without what fills pages: which drug is taken for which, and the calibration of single drugs and classes."""
     calibration = value["probabilities"]["calibration"]
     kept = None if calibration is None else {key: calibration[key] for key in ("binning", "overall")}
+    drawn = {key: one for key, one in value["probabilities"]["intervals"].items() if key.startswith("overall")}
     rest = {key: part for key, part in value.items() if key != "confusion"}
-    return {**rest, "probabilities": {**value["probabilities"], "calibration": kept}}
+    return {**rest, "probabilities": {**value["probabilities"], "calibration": kept, "intervals": drawn}}
 
 
 def _line(name: str, result: ModeResult, ceiling: float) -> str:

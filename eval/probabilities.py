@@ -7,7 +7,7 @@ and vocabulary; the formulas are in `ranking` and `reliability`. A 0/1 list has 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -59,8 +59,8 @@ class Probabilities:
     """Mean over records and labels of (p - held)^2 (Brier 1950)."""
     calibration: ReliabilityTable | None = None
     """Overall, of drugs with at least 50 positives, and of the rest by ATC-4."""
-    intervals: Intervals | None = None
-    """Of the overall calibration; the ECE has none (`reliability.Intervals` says why)."""
+    intervals: Mapping[str, Intervals | None] = field(default_factory=dict)
+    """Of each part of the calibration, by `part_key`; the ECE has none (`reliability.Intervals` says why)."""
 
 
 def judged(
@@ -82,6 +82,8 @@ def judged(
     width = len(vocabulary)
     p, known = scores[:, :width], held[:, :width]
     groups = {column: class_of(drug) for column, drug in enumerate(vocabulary)}
+    table = reliability_table(p, known, vocabulary.labels, groups, binning=BINNING)
+    how = {"resamples": sample.resamples, "seed": sample.seed}
     return Probabilities(
         score=ranking.score,
         reason=None,
@@ -90,9 +92,19 @@ def judged(
         records=int(ranking.counted.sum()),
         constant=ranking.constant,
         brier=sample.means(brier_by_record(p, known)[:, None])[0],
-        calibration=reliability_table(p, known, vocabulary.labels, groups, binning=BINNING),
-        intervals=intervals(p, known, sample.patients, resamples=sample.resamples, seed=sample.seed),
+        calibration=table,
+        intervals={part_key(one): intervals(p, known, sample.patients, columns=one.columns, **how) for one in parts_of(table)},
     )
+
+
+def parts_of(table: ReliabilityTable) -> tuple[Reliability, ...]:
+    """Overall first, then drugs, groups and the rest."""
+    return (table.overall, *table.drugs, *table.groups, *([table.rest] if table.rest is not None else []))
+
+
+def part_key(one: Reliability) -> str:
+    """`drug/阿卡波糖`: what a part goes by in the JSON's `intervals`."""
+    return f"{one.kind}/{one.name}"
 
 
 def _how(sample: Sample) -> tuple[int, int]:

@@ -217,13 +217,23 @@ def _calibration_rows(system: System, mode: Json) -> Iterator[Row]:
     if table is None:
         yield [text("全部"), text(system.name), *(missing(_no_probability(mode)) for _ in range(11))]
         return
+    drawn = (mode.get("probabilities") or {}).get("intervals") or {}
     for one in (table["overall"], *table["drugs"], *table["groups"], *([table["rest"]] if table["rest"] else [])):
         name = words.KINDS[one["kind"]] if one["kind"] in ("overall", "rest") else f"{words.KINDS[one['kind']]} {one['name']}"
         counts = (number(one[key], "") for key in ("count", "positives"))
-        shares = (number(one[key], "", ".5f") for key in ("predicted", "observed", "brier", "ece"))
-        fit = (number(one["recalibration"][key], words.NO_FIT, ".3f") for key in ("slope", "intercept", "in_the_large"))
+        around = drawn.get(f"{one['kind']}/{one['name']}") or {}
+        shares = (_with_interval(one[key], around.get(key), ".5f") for key in ("predicted", "observed", "brier", "ece"))
+        fits = ((one["recalibration"][key], around.get(key)) for key in ("slope", "intercept", "in_the_large"))
+        fit = (_with_interval(value, interval, ".3f") for value, interval in fits)
         extreme = (number(one[key], "") for key in ("extreme", "surprises"))
         yield [text(name), text(system.name), *counts, *shares, *fit, *extreme]
+
+
+def _with_interval(value: float | None, interval: Sequence[float] | None, form: str) -> Cell:
+    """A figure with its interval in brackets, where there is one."""
+    if value is None or interval is None:
+        return number(value, words.NO_FIT, form)
+    return text(f"{value:{form}}（{interval[0]:{form}} 至 {interval[1]:{form}}）")
 
 
 def _modes(systems: Sequence[System], mode: str) -> Iterator[tuple[System, Json]]:

@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss
 from yaofang.data.recommendation import Considered, Drug, Recommendation
 from yaofang.eval import probabilities
 from yaofang.eval.intervals import Sample
-from yaofang.eval.probabilities import calibration_json, judged, matrices
+from yaofang.eval.probabilities import calibration_json, judged, matrices, part_key, parts_of
 from yaofang.vocab.drugs import load_vocabulary
 
 LABELS = ["阿司匹林肠溶片", "氯吡格雷", "华法林", "二甲双胍", "阿卡波糖"]
@@ -98,3 +98,9 @@ def test_frequent_drugs_stand_alone_and_the_rest_is_pooled_under_names_in_json(v
     assert "labels" not in value["overall"]
     assert sorted(value["rest"]["labels"]) == sorted(set(LABELS) - {"华法林"})
     assert "columns" not in value["rest"]
+    parts = [part_key(one) for one in parts_of(found.calibration)]
+    assert list(found.intervals) == parts
+    assert parts[:2] == ["overall/全部", "drug/华法林"]
+    for one in parts_of(found.calibration):
+        low, high = found.intervals[part_key(one)].brier
+        assert low < one.brier < high
