@@ -2,7 +2,7 @@
 
     yaofang baseline tfidf --train train.jsonl --records board.jsonl --out sub.json
 
-Knows options, files and tables; the work is in `yaofang.eval.baselines`, what each one does in `yaofang.eval.definitions`.
+Knows options, files and tables; the work is in `yaofang.eval.baselines`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from yaofang.app.input_files import good_records, say_skipped
-from yaofang.eval.definitions import DEFINITIONS
+from yaofang.eval.baselines.definitions import DEFINITIONS
 
 if TYPE_CHECKING:
     from yaofang.app.tables import Cell
     from yaofang.data.records import Record
-    from yaofang.eval.baselines import Tuning
+    from yaofang.eval.baselines.choice import Tuning
 
 
 class Baseline(StrEnum):
@@ -53,7 +53,7 @@ def baseline(
     """Write the submission of a baseline, to score beside another; its settings are tuned on training patients."""
     from yaofang.app.tables import say, show
     from yaofang.data.submission import write_submission
-    from yaofang.eval.baselines import run_baseline
+    from yaofang.eval.baselines.choice import run_baseline
     from yaofang.vocab.files import check_place
 
     check_place(out)
@@ -74,7 +74,7 @@ baseline.__doc__ = "\n\n".join((baseline.__doc__ or "", *(f"{name}: {sentence}" 
 
 def _usable(records: list[Record], file: Path, vocab: Path | None, skip_bad: bool) -> list[Record]:
     """The records whose drugs can be learned from; what is wrong with another is raised, or listed with `skip_bad`."""
-    from yaofang.eval.baselines import usable_training
+    from yaofang.eval.baselines.choice import usable_training
     from yaofang.vocab.drugs import load_vocabulary
 
     good, errors = usable_training(records, load_vocabulary(vocab), file)

@@ -3,7 +3,7 @@
     yaofang evaluate cmb --questions CMB-test-choice-question-merge.json --answers CMB-test-choice-answer.json --model DIR
     yaofang evaluate cmb --questions FILE --predictions answers.jsonl --out result.json
 
-Knows options, files and tables; the work is in `yaofang.eval.cmb` and its neighbours.
+Knows options, files and tables; the work is in `yaofang.eval.cmb.exam` and its neighbours.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import typer
 
 if TYPE_CHECKING:
     from yaofang.app.tables import Cell
-    from yaofang.eval.cmb import Question, Result, Share
+    from yaofang.eval.cmb.exam import Question, Result, Share
 
 Row = tuple["Cell", "Cell", "Cell", "Cell", "Cell", "Cell"]
 COLUMNS = ("分组", "题数", "答对", "准确率", "95% 区间", "随机猜测")
@@ -47,7 +47,7 @@ def cmb(
     from yaofang.app.input_files import say_skipped
     from yaofang.app.tables import say, show
     from yaofang.data.provenance import provenance, write_result
-    from yaofang.eval.cmb import read_answers, read_questions, score
+    from yaofang.eval.cmb.exam import read_answers, read_questions, score
     from yaofang.vocab.files import check_place
 
     check_place(out)
@@ -94,7 +94,7 @@ def _hashes(questions: list[Path], **others: Path | None) -> dict[str, list[str]
 
 def _read(questions: list[Question], file: Path) -> tuple[dict[str, frozenset[str] | None], dict[str, Any]]:
     """The letters in another system's answers."""
-    from yaofang.eval.cmb_answers import letters_in, read_free_answers
+    from yaofang.eval.cmb.answers import letters_in, read_free_answers
 
     texts = read_free_answers(file)
     known = {question.id for question in questions}
@@ -113,7 +113,7 @@ def _ask(
 ) -> tuple[dict[str, frozenset[str] | None], dict[str, Any]]:
     """A model's choices."""
     from yaofang.app.progress import progress
-    from yaofang.eval.cmb_model import Examinee
+    from yaofang.eval.cmb.model import Examinee
     from yaofang.glm.loading import load_model
 
     loaded = load_model(model, device=device, dtype=dtype)

@@ -21,7 +21,7 @@ from yaofang.data.ward.tables import load_tables
 from yaofang.data.ward.therapy import Prescriber
 from yaofang.decoding.recommender import Recommender
 from yaofang.decoding.settings import Diagnoses
-from yaofang.eval.baselines import DEFINITIONS, run_baseline
+from yaofang.eval.baselines.choice import DEFINITIONS, run_baseline
 from yaofang.eval.evaluate import ModeResult, evaluate
 from yaofang.glm.loading import LoadedModel
 from yaofang.vocab.conflicts import ConflictTable

@@ -26,7 +26,7 @@ from yaofang.data.provenance import provenance
 from yaofang.data.records import Record, read_records
 from yaofang.data.ward.simulate import simulate
 from yaofang.decoding.processors import answer_ids
-from yaofang.eval.baselines import usable_training
+from yaofang.eval.baselines.choice import usable_training
 from yaofang.glm.loading import (
     TRAINED,
     check_folder,

@@ -3,12 +3,12 @@ import pytest
 from small_ward import board, ward
 
 from yaofang.data.records import Record, write_records
-from yaofang.eval import regression
-from yaofang.eval.baselines import check_training, frequencies, most_frequent, run_baseline, tfidf, usable_training
-from yaofang.eval.definitions import DEFINITIONS
+from yaofang.eval.baselines import regression
+from yaofang.eval.baselines.choice import check_training, frequencies, most_frequent, run_baseline, tfidf, usable_training
+from yaofang.eval.baselines.definitions import DEFINITIONS
+from yaofang.eval.baselines.regression import regression_scores
+from yaofang.eval.baselines.tuning import THRESHOLD_RULES, TOP_RULES, Rule, best_rule, validation_split
 from yaofang.eval.metrics import board_score, score_record
-from yaofang.eval.regression import regression_scores
-from yaofang.eval.tuning import THRESHOLD_RULES, TOP_RULES, Rule, best_rule, validation_split
 from yaofang.vocab.errors import InputError
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from yaofang.data.ward.simulate import simulate
+from yaofang.eval.baselines.definitions import DEFINITIONS
 from yaofang.eval.benchmark import NAMES, quality
-from yaofang.eval.definitions import DEFINITIONS
 from yaofang.glm.tiny import random_tiny
 from yaofang.vocab.conflicts import load_conflicts
 from yaofang.vocab.drugs import load_vocabulary

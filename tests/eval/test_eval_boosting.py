@@ -5,8 +5,8 @@ import pytest
 from small_ward import board, ward
 
 from yaofang.data.records import Record
-from yaofang.eval.baselines import most_frequent
-from yaofang.eval.boosting import DenseFeatures, boosted_scores, trees
+from yaofang.eval.baselines.boosting import DenseFeatures, boosted_scores, trees
+from yaofang.eval.baselines.choice import most_frequent
 from yaofang.vocab.errors import InputError
 
 

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from yaofang.app.cmb import cmb
 from yaofang.decoding.running import Run, pad_left
-from yaofang.eval.cmb import MULTIPLE, SINGLE, read_answers, read_questions, score
-from yaofang.eval.cmb_answers import letters_in, read_free_answers
-from yaofang.eval.cmb_model import Examinee, LetterTree, examples_for, user_turn
+from yaofang.eval.cmb.answers import letters_in, read_free_answers
+from yaofang.eval.cmb.exam import MULTIPLE, SINGLE, read_answers, read_questions, score
+from yaofang.eval.cmb.model import Examinee, LetterTree, examples_for, user_turn
 from yaofang.glm.loading import load_model
 from yaofang.vocab.errors import InputError
 

@@ -5,9 +5,9 @@ import pytest
 from small_ward import THERAPY, board, ward
 
 from yaofang.data.records import Record
-from yaofang.eval.baselines import most_frequent
-from yaofang.eval.history import last_visit, neighbours, previous_visit, similarities, votes
-from yaofang.eval.named_drugs import NamedDrugs
+from yaofang.eval.baselines.choice import most_frequent
+from yaofang.eval.baselines.history import last_visit, neighbours, previous_visit, similarities, votes
+from yaofang.eval.baselines.named_drugs import NamedDrugs
 from yaofang.vocab.errors import InputError
 
 

@@ -12,7 +12,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from yaofang.eval.cmb import Question
+from yaofang.eval.cmb.exam import Question
 from yaofang.vocab.errors import InputError
 
 KEYS = ("prediction", "model_answer", "output", "response", "pred", "text", "answer_0", "answer")

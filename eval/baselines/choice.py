@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from yaofang.data.records import Record, lines_of
-from yaofang.eval.boosting import trees
-from yaofang.eval.definitions import DEFINITIONS
-from yaofang.eval.history import last_visit, neighbours
-from yaofang.eval.regression import tfidf
-from yaofang.eval.tuning import (
+from yaofang.eval.baselines.boosting import trees
+from yaofang.eval.baselines.definitions import DEFINITIONS
+from yaofang.eval.baselines.history import last_visit, neighbours
+from yaofang.eval.baselines.regression import tfidf
+from yaofang.eval.baselines.tuning import (
     TOP_RULES,
     Lists,
     Report,

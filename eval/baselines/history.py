@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yaofang.data.records import Record
-from yaofang.eval.metrics import board_score, score_record
-from yaofang.eval.named_drugs import NamedDrugs
-from yaofang.eval.tuning import (
+from yaofang.eval.baselines.named_drugs import NamedDrugs
+from yaofang.eval.baselines.tuning import (
     THRESHOLD_RULES,
     TOP_RULES,
     Lists,
@@ -32,6 +31,7 @@ from yaofang.eval.tuning import (
     tuning_of,
     validation_split,
 )
+from yaofang.eval.metrics import board_score, score_record
 
 NEIGHBOURS = (5, 10, 20, 30, 50, 80, 120)
 SOURCES = ("previous visit", "named in the record", "most frequent")

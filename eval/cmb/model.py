@@ -15,7 +15,7 @@ from itertools import combinations
 import torch
 
 from yaofang.decoding.running import Run, pad_left
-from yaofang.eval.cmb import Question
+from yaofang.eval.cmb.exam import Question
 from yaofang.glm.loading import LoadedModel
 from yaofang.vocab.errors import InputError
 

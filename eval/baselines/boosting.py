@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from yaofang.data.facts import facts_of
 from yaofang.data.records import Record
-from yaofang.eval.metrics import board_score
-from yaofang.eval.named_drugs import NamedDrugs
-from yaofang.eval.regression import SECTIONS, Features
-from yaofang.eval.tuning import (
+from yaofang.eval.baselines.named_drugs import NamedDrugs
+from yaofang.eval.baselines.regression import SECTIONS, Features
+from yaofang.eval.baselines.tuning import (
     THRESHOLD_RULES,
     Lists,
     Report,
@@ -30,6 +29,7 @@ from yaofang.eval.tuning import (
     tuning_of,
     validation_split,
 )
+from yaofang.eval.metrics import board_score
 
 MIN_POSITIVES = 30
 MIN_RECORDS = 10

@@ -1,7 +1,7 @@
 """CMB-Exam: the questions and answers of the benchmark, letters compared as sets, and accuracy by class and type.
 
 The files are the user's own copy (Wang X et al., CMB: A Comprehensive Medical Benchmark in Chinese, arXiv 2308.08833). Knows no
-model (`cmb_model` asks one) and no free text (`cmb_answers` reads it).
+model (`cmb.model` asks one) and no free text (`cmb.answers` reads it).
 """
 
 from __future__ import annotations

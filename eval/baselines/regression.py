@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from yaofang.data.records import Record
-from yaofang.eval.metrics import board_score
-from yaofang.eval.tuning import (
+from yaofang.eval.baselines.tuning import (
     THRESHOLD_RULES,
     Lists,
     Report,
@@ -26,6 +25,7 @@ from yaofang.eval.tuning import (
     tuning_of,
     validation_split,
 )
+from yaofang.eval.metrics import board_score
 from yaofang.vocab.errors import InputError
 
 SECTIONS = ("chief_complaint", "present_illness", "past_history", "admission", "course")
