@@ -13,13 +13,16 @@ import json
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from yaofang.app.cmb import cmb
 from yaofang.app.tables import say
 from yaofang.vocab.errors import InputError
+
+if TYPE_CHECKING:
+    from yaofang.app.evaluation_job import Outcome
 
 
 class Level(StrEnum):
@@ -77,9 +80,6 @@ def evaluate(
 ) -> None:
     """Score drug lists: Jaccard, F1, board score, conflicts, ranking, strata and subgroups, all with 95% intervals."""
     from yaofang.app.evaluation_job import Files, run
-    from yaofang.app.evaluation_tables import print_tables, remarks
-    from yaofang.app.tables import print_json
-    from yaofang.data.provenance import provenance, write_result
     from yaofang.vocab.files import check_place
 
     if context.invoked_subcommand is not None:
@@ -95,9 +95,16 @@ def evaluate(
     options = {"records": records, "gold": gold, "predictions": predictions, "level": level, "vocab": vocab}
     more = {"train": train, "counts": counts, "compare": compare, "compare_details": compare_details, "link": link}
     command = _command("evaluate", **options, details=details, **more, resamples=resamples, seed=seed, skip_bad=skip_bad)
-    if out is not None:
-        write_result(out, command, outcome.to_json())
-    _write_documents(report, card, {"provenance": provenance(command), **outcome.to_json()})
+    _write(outcome, command, out, report, card)
+    _say(outcome, command, as_json=as_json)
+
+
+def _say(outcome: Outcome, command: str, *, as_json: bool) -> None:
+    """The tables, or JSON alone, on stdout; remarks on stderr."""
+    from yaofang.app.evaluation_tables import print_tables, remarks
+    from yaofang.app.tables import print_json
+    from yaofang.data.provenance import provenance
+
     if as_json:
         print_json({"provenance": provenance(command), **outcome.to_json()})
     else:
@@ -106,7 +113,15 @@ def evaluate(
         say(remark)
 
 
-def _write_documents(report: Path | None, card: Path | None, result: dict[str, Any]) -> None:
+def _write(outcome: Outcome, command: str, out: Path | None, report: Path | None, card: Path | None) -> None:
+    """The files that were asked for."""
+    from yaofang.data.provenance import provenance, write_result
+
+    if out is not None:
+        write_result(out, command, outcome.to_json())
+    if report is None and card is None:
+        return
+    result = {"provenance": provenance(command), **outcome.to_json()}
     value = json.loads(json.dumps(result, ensure_ascii=False))  # as it would be read from a result file
     if report is not None:
         from yaofang.reports.page import write_page

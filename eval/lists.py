@@ -164,29 +164,21 @@ def _matrix(columns: Sequence[Sequence[int]]) -> Array:
 
 def counts_json(counts: ConflictCounts) -> dict[str, Any]:
     """Pairs and records of each tier with their rate and share."""
-    tiers = {
-        f"T{tier}": {
-            "pairs": counts.conflicts[tier],
-            "rate": counts.rate(tier),
-            "records": counts.records_with[tier],
-            "share": counts.share(tier),
-        }
-        for tier in counts.conflicts
-    }
-    return {"pairs": counts.pairs, **tiers}
+    return {"pairs": counts.pairs, **_tiers_json("pairs", counts.conflicts, counts)}
 
 
 def patient_json(counts: PatientCounts | None) -> dict[str, Any] | None:
     """Drugs and records of each tier with their rate and share; None where nothing was asked."""
-    if counts is None:
-        return None
-    tiers = {
+    return None if counts is None else {"drugs": counts.drugs, **_tiers_json("drugs", counts.against, counts)}
+
+
+def _tiers_json(what: str, counted: Mapping[int, int], counts: ConflictCounts | PatientCounts) -> dict[str, Any]:
+    return {
         f"T{tier}": {
-            "drugs": counts.against[tier],
+            what: number,
             "rate": counts.rate(tier),
             "records": counts.records_with[tier],
             "share": counts.share(tier),
         }
-        for tier in counts.against
+        for tier, number in counted.items()
     }
-    return {"drugs": counts.drugs, **tiers}

@@ -24,6 +24,7 @@ from yaofang.eval.baselines.tuning import (
     best_rule,
     label_table,
     lists_of,
+    places_of,
     ranked,
     ranked_labels,
     tuning_of,
@@ -58,9 +59,7 @@ def trees(
     fitting, held_out = validation_split(train, seed)
     features = DenseFeatures(seed).fit(train)
     all_train, asked = features.transform(train), features.transform(records)
-    place = {record.id: row for row, record in enumerate(train)}
-    inside = all_train[[place[record.id] for record in fitting]]
-    outside = all_train[[place[record.id] for record in held_out]]
+    inside, outside = (all_train[places_of(some, train)] for some in (fitting, held_out))
     staged, labels = boosted_scores(inside, fitting, outside, rounds, min_positives)
     tried = [
         (count, *best_rule(scores, labels, held_out, THRESHOLD_RULES)) for count, scores in zip(rounds, staged, strict=True)

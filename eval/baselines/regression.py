@@ -21,6 +21,7 @@ from yaofang.eval.baselines.tuning import (
     best_rule,
     label_table,
     lists_of,
+    places_of,
     ranked_labels,
     tuning_of,
     validation_split,
@@ -52,9 +53,7 @@ def tfidf(
     fitting, held_out = validation_split(train, seed)
     features = Features().fit(train)
     all_train, asked = features.transform(train), features.transform(records)
-    place = {record.id: row for row, record in enumerate(train)}
-    inside = all_train[[place[record.id] for record in fitting]]
-    outside = all_train[[place[record.id] for record in held_out]]
+    inside, outside = (all_train[places_of(some, train)] for some in (fitting, held_out))
     tried: list[tuple[float, Rule, float, float]] = []
     for strength in strengths:
         scores, labels = regression_scores(inside, fitting, outside, strength, min_positives)

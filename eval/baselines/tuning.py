@@ -90,6 +90,12 @@ def validation_split(train: Sequence[Record], seed: int) -> tuple[list[Record], 
     return fitting, [record for record, number in zip(train, fold, strict=True) if number == 0]
 
 
+def places_of(some: Sequence[Record], train: Sequence[Record]) -> list[int]:
+    """The rows that some of the training records have among all of them."""
+    place = {record.id: row for row, record in enumerate(train)}
+    return [place[record.id] for record in some]
+
+
 def best_rule(
     scores: Scores, labels: Sequence[str], records: Sequence[Record], rules: Sequence[Rule]
 ) -> tuple[Rule, tuple[float, float]]:

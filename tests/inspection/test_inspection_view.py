@@ -330,7 +330,9 @@ def test_another_fluid_an_aim_and_a_change_are_no_findings(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["其父血压180/100mmHg", "无脉搏短绌", "无痛觉减退"])
 def test_a_finding_of_a_relative_or_denied_supports_nothing(text: str) -> None:
-    assert all(one.denied for one in mentions("现病史", text) if one.kind == "finding")
+    found = [one.denied for one in mentions("现病史", text) if one.kind == "finding"]
+    assert found
+    assert all(found)
 
 
 def test_the_probability_after_a_change_follows_from_the_log_odds() -> None:
