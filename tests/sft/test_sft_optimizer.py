@@ -7,7 +7,7 @@ import torch
 
 from yaofang.glm.tiny import random_tiny
 from yaofang.sft.optimizer import SCALE, muon, orthogonalized
-from yaofang.sft.recipe import Recipe
+from yaofang.sft.parts import Recipe
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (8, 40), (40, 8)])

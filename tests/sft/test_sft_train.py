@@ -14,8 +14,10 @@ from yaofang.glm.loading import load_model
 from yaofang.glm.template import ChatTemplate
 from yaofang.glm.tiny import random_tiny
 from yaofang.sft.examples import build_examples, prompt_budget
-from yaofang.sft.recipe import Recipe, load_recipe
-from yaofang.sft.train import last_checkpoint, train
+from yaofang.sft.parts import Recipe
+from yaofang.sft.recipe import load_recipe
+from yaofang.sft.run_folder import last_checkpoint
+from yaofang.sft.train import train
 from yaofang.vocab.errors import InputError
 
 FRESH = {
