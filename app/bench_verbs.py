@@ -11,9 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
+from yaofang.app.bench_training import training
 from yaofang.app.tables import say, show
 
 app = typer.Typer(help="Measure: every figure of the docs comes from one of these.", no_args_is_help=True)
+app.command()(training)
 
 
 @app.command()

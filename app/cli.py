@@ -19,7 +19,10 @@ from yaofang.app.baseline import baseline
 from yaofang.app.env import env
 from yaofang.app.evaluate import evaluation
 from yaofang.app.inspect import inspect
+from yaofang.app.merge_verb import merge
+from yaofang.app.plan_verb import plan
 from yaofang.app.predict import predict
+from yaofang.app.pretrain_verb import pretrain
 from yaofang.app.show import show
 from yaofang.app.tables import say
 from yaofang.app.train_verbs import calibrate, sft
@@ -56,7 +59,10 @@ app.command()(show)
 app.command()(inspect)
 app.add_typer(evaluation)
 app.command()(baseline)
+app.command()(plan)
+app.command()(pretrain)
 app.command()(sft)
+app.command()(merge)
 app.command()(calibrate)
 app.add_typer(data_verbs.app)
 app.add_typer(vocab_verbs.app)

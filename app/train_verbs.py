@@ -1,11 +1,13 @@
 """The verb `sft`: supervised fine-tuning from a recipe.
 
 yaofang sft --config tiny --out runs/tiny
+torchrun --nproc-per-node 2 -m yaofang.app.cli sft --config glm4-9b-lora-2x48gb --out runs/lora
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -19,24 +21,34 @@ def sft(
     out: Annotated[Path, typer.Option("--out", help="Run folder to write.")] = Path("runs/sft"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the run folder.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad records out and list them.")] = False,
+    sequence_parallel_size: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share one long record, under torchrun.")
+    ] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the recipe as it stands and stop.")] = False,
 ) -> None:
     """Train a model on records with drugs (SFT)."""
-    from yaofang.sft.recipe import dump_recipe, load_recipe
+    from yaofang.sft.recipe import dump_recipe, find_recipe, load_recipe
 
-    recipe = load_recipe(config, set_ or [])
+    overrides = list(set_ or [])
+    if sequence_parallel_size is not None:
+        overrides.append(f"training.sequence_parallel_size={sequence_parallel_size}")
+    recipe = load_recipe(config, overrides)
     if print_config:
         sys.stdout.write(dump_recipe(recipe))
         return
     import logging
 
+    first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("yaofang").setLevel(logging.INFO)
+    logging.getLogger("yaofang").setLevel(logging.INFO if first else logging.WARNING)
+    from yaofang.sft.build import with_deepspeed_file
     from yaofang.sft.train import train
 
+    recipe = with_deepspeed_file(recipe, find_recipe(config).parent)
     with contextlib.redirect_stdout(sys.stderr):  # the trainer's progress is for people, stdout is for data
         metrics = train(recipe, out, resume=resume, skip_bad=skip_bad, command="yaofang " + " ".join(sys.argv[1:]))
-    typer.echo(f"{out}: loss {metrics['train_loss']:.4f} after {metrics['train_runtime']:.0f} s", err=True)
+    if first:
+        typer.echo(f"{out}: loss {metrics['train_loss']:.4f} after {metrics['train_runtime']:.0f} s", err=True)
 
 
 def calibrate(

@@ -15,6 +15,8 @@ from yaofang.vocab.errors import InputError
 
 ELLIPSIS = "…"
 Count = Callable[[str], int]
+Tokens = Callable[[Sequence[int]], int]
+"""Tokens of the joined text with so many characters of each part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +50,23 @@ def joined(parts: Sequence[Part], kept: Sequence[int]) -> str:
 def fit(parts: Sequence[Part], budget: int, count: Count) -> tuple[str, tuple[Cut, ...]]:
     """The joined text of at most `budget` tokens, by `count` of the whole, and what was cut from each part.
 
-    Takes about 30 calls of `count` at most, one if everything fits. Raises InputError if the parts that are never
-    shortened do not fit.
+    Takes about 30 calls of `count` at most, one if everything fits; most are of a single paragraph. Where the paragraphs'
+    tokens do not add up to the whole's (a tokenizer that joins across lines), each trial is counted whole once more. Raises
+    InputError if the parts that are never shortened do not fit.
     """
     whole = [len(part.text) for part in parts]
-    kept = whole if count(joined(parts, whole)) <= budget else _shortened(parts, whole, budget, count)
+
+    def of_whole(kept: Sequence[int]) -> int:
+        return count(joined(parts, kept))
+
+    kept: list[int] | None = whole
+    if of_whole(whole) > budget:
+        by_paragraph = _ByParagraph(parts, count)
+        kept = _shortened(parts, whole, budget, by_paragraph)
+        if kept is None or of_whole(kept) != by_paragraph(kept):
+            kept = _shortened(parts, whole, budget, of_whole)
+    if kept is None:
+        raise _too_long(parts, [0 if part.shorten != "never" else len(part.text) for part in parts], budget, count)
     cuts = [
         Cut(part.name, max(1, count(part.text) - (count(part.kept(size)) if size else 0)))
         for part, size in zip(parts, kept, strict=True)
@@ -61,8 +75,34 @@ def fit(parts: Sequence[Part], budget: int, count: Count) -> tuple[str, tuple[Cu
     return joined(parts, kept), tuple(cuts)
 
 
-def _shortened(parts: Sequence[Part], whole: Sequence[int], budget: int, count: Count) -> list[int]:
-    """Characters to keep of each part: down to the floors in turn, then down to nothing in turn, as far as needed."""
+class _ByParagraph:
+    """Tokens of the joined text as the sum over its paragraphs, each counted once; those never shortened are one."""
+
+    def __init__(self, parts: Sequence[Part], count: Count) -> None:
+        self._parts, self._count = parts, count
+        self._known: dict[tuple[int, ...], int] = {}
+        self._fixed = tuple(i for i, part in enumerate(parts) if part.shorten == "never" and part.text)
+        self._others = [i for i, part in enumerate(parts) if part.shorten != "never"]
+
+    def __call__(self, kept: Sequence[int]) -> int:
+        """Tokens, with so many characters of each part."""
+        fixed = self._tokens(self._fixed, [kept[i] for i in self._fixed])
+        return fixed + sum(self._tokens((i,), [kept[i]]) for i in self._others if kept[i])
+
+    def _tokens(self, which: tuple[int, ...], sizes: Sequence[int]) -> int:
+        key = (*which, *sizes)
+        if which and key not in self._known:
+            # With its line break, which a tokenizer may join with a full stop before it.
+            end = "\n" if any(part.text for part in self._parts[which[-1] + 1 :]) else ""
+            self._known[key] = self._count(joined([self._parts[i] for i in which], sizes) + end)
+        return self._known[key] if which else 0
+
+
+def _shortened(parts: Sequence[Part], whole: Sequence[int], budget: int, tokens: Tokens) -> list[int] | None:
+    """Characters to keep of each part: down to the floors in turn, then down to nothing in turn, as far as needed.
+
+    None if not even that is enough.
+    """
     turns = sorted((i for i, part in enumerate(parts) if part.shorten != "never"), key=lambda i: parts[i].turn)
     stages = [(-1, list(whole))]
     for i, lowest in [(i, parts[i].floor) for i in turns] + [(i, 0) for i in turns]:
@@ -70,17 +110,17 @@ def _shortened(parts: Sequence[Part], whole: Sequence[int], budget: int, count: 
             stages.append((i, [lowest if at == i else size for at, size in enumerate(stages[-1][1])]))
 
     def fits(stage: int) -> bool:
-        return count(joined(parts, stages[stage][1])) <= budget
+        return tokens(stages[stage][1]) <= budget
 
     if not fits(len(stages) - 1):
-        raise _too_long(parts, stages[-1][1], budget, count)
+        return None
     # Each stage is shorter than the one before; the whole, stage 0, is known not to fit.
     first = bisect_left(range(len(stages)), True, lo=1, hi=len(stages) - 1, key=fits)
     i, kept = stages[first]
-    return [*kept[:i], _most(parts, kept, i, stages[first - 1][1][i], budget, count), *kept[i + 1 :]]
+    return [*kept[:i], _most(kept, i, stages[first - 1][1][i], budget, tokens), *kept[i + 1 :]]
 
 
-def _most(parts: Sequence[Part], kept: Sequence[int], i: int, too_many: int, budget: int, count: Count) -> int:
+def _most(kept: Sequence[int], i: int, too_many: int, budget: int, tokens: Tokens) -> int:
     """The most characters of part `i`, from `kept[i]`, which fits, up to `too_many`, which does not.
 
     Tokens grow almost evenly with characters, so each trial is taken where a straight line meets the budget; after two such
@@ -88,16 +128,16 @@ def _most(parts: Sequence[Part], kept: Sequence[int], i: int, too_many: int, bud
     """
     trial = list(kept)
 
-    def tokens(characters: int) -> int:
+    def at(characters: int) -> int:
         trial[i] = characters
-        return count(joined(parts, trial))
+        return tokens(trial)
 
-    low, high, one_side = (kept[i], tokens(kept[i])), (too_many, tokens(too_many)), 0
+    low, high, one_side = (kept[i], at(kept[i])), (too_many, at(too_many)), 0
     while high[0] - low[0] > 1:
         gap, rise = high[0] - low[0], max(1, high[1] - low[1])
         guess = gap // 2 if abs(one_side) > 1 else gap * (budget - low[1] + (one_side < 0)) // rise
         middle = low[0] + min(max(guess, 1), gap - 1)
-        found = tokens(middle)
+        found = at(middle)
         if found <= budget:
             low, one_side = (middle, found), max(one_side, 0) + 1
         else:

@@ -123,6 +123,14 @@ def read_records(path: str | Path, *, skip_bad: bool = False) -> ReadResult:
     return result
 
 
+def json_rows(path: str | Path) -> list[tuple[int, object]]:
+    """(line, value) of each row of JSON lines, of a JSON array, or of one JSON value; an InputError in place of a broken one.
+
+    Raises InputError for a file that is absent or empty.
+    """
+    return list(_values(_text(Path(path)), Path(path)))
+
+
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
     """Write JSON lines under the Chinese keys, whole or not at all."""
     with whole_file(path) as handle:

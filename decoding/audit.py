@@ -8,13 +8,13 @@ further. Knows ids and positions in the vocabulary, no labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from yaofang.decoding.constraint import Constraint, Phase
 from yaofang.decoding.generation import Generation
 from yaofang.decoding.reading import Reading
-from yaofang.decoding.scoring import Place, next_drugs
+from yaofang.decoding.scoring import Place, Probabilities, next_drugs
 from yaofang.decoding.trie import ROOT
 
 
@@ -28,14 +28,24 @@ class KeptAway(NamedTuple):
 
 def kept_away(generation: Generation, number: int, reading: Reading, threshold: float) -> list[KeptAway]:
     """For row `number`: each kept-out drug whose `p_step` reaches the threshold somewhere, once, where it is highest."""
-    constraint = generation.constraint
+    return kept_away_all(generation, {number: reading}, threshold)[0]
+
+
+def kept_away_all(generation: Generation, readings: Mapping[int, Reading], threshold: float) -> list[list[KeptAway]]:
+    """The same for some rows by their numbers, scored together."""
+    places = {number: list(_places(generation, number, reading)) for number, reading in readings.items()}
+    scored = iter(next_drugs(generation, [place for own in places.values() for place, _ in own], least=threshold))
+    return [_likeliest(generation.constraint, readings[number], own, scored, threshold) for number, own in places.items()]
+
+
+def _likeliest(
+    constraint: Constraint, reading: Reading, places: Sequence[tuple[Place, int]], scored: Iterator[Probabilities], least: float
+) -> list[KeptAway]:
     best: dict[int, KeptAway] = {}
-    places = list(_places(generation, number, reading))
-    for (place, kept_out), p_step in zip(
-        places, next_drugs(generation, [place for place, _ in places], least=threshold), strict=True
-    ):
+    for place, kept_out in places:
+        p_step = next(scored)
         for drug in constraint.positions(kept_out):
-            if p_step[drug] >= threshold and (drug not in best or best[drug].p_step < p_step[drug]):
+            if p_step[drug] >= least and (drug not in best or best[drug].p_step < p_step[drug]):
                 by = _conflicting(constraint, drug, reading.drugs[: place.state.listed])
                 best[drug] = KeptAway(drug, by, float(p_step[drug]))
     return sorted(best.values(), key=lambda kept: -kept.p_step)

@@ -39,6 +39,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -82,6 +83,11 @@ class State(NamedTuple):
     """Those names, as bits by the trie's numbers."""
     written: tuple[int, ...] = ()
     """Diagnoses completed by a separator, by the numbers of their trie; only where they are bound to a list."""
+
+
+LIST = Phase.LIST
+_new = partial(tuple.__new__, State)
+"""`State._make` without its check, for the two steps that are taken most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +151,12 @@ class Constraint:
         order = self.trie.order
         self.together: npt.NDArray[np.bool_] = (conflicts | conflicts.T)[np.ix_(order, order)]
         np.fill_diagonal(self.together, True)
-        self._removes = [bits(row) for row in self.together]
+        self._keeps = [~bits(row) for row in self.together]
         self._below = below = self.trie.below
-        self._children = self.trie.children
+        self._children, self._ending = self.trie.children, self.trie.ending
         self._branches = [[(token, below[child]) for token, child in children.items()] for children in self._children]
         closing: tuple[list[int], ...] = ([], [ids.end], [ids.drug_separator], sorted([ids.end, ids.drug_separator]))
         self._closing = [np.array(tokens, dtype=np.int64) for tokens in closing]
-        self._first: Ids = np.array(sorted(self.trie.children[ROOT]), dtype=np.int64)
-        self._lows = np.array([self.trie.span(self.trie.children[ROOT][token])[0] for token in self._first.tolist()], dtype=int)
         self._sole: list[Ids | None] = [
             np.array(list(children), dtype=np.int64) if node != ROOT and len(children) == 1 and ending == NO_DRUG else None
             for node, (children, ending) in enumerate(zip(self.trie.children, self.trie.ending, strict=True))
@@ -195,7 +199,7 @@ class Constraint:
 
     def allowed(self, state: State) -> Ids:
         """Ids that may come next; never empty. Not to be changed: arrays are shared."""
-        if state.phase is Phase.LIST:
+        if state.phase is LIST:
             sole = self._sole[state.node]
             # With one child and no name ending, rule 1 held for that child when this node was reached.
             return self._allowed_in_list(state) if sole is None else sole
@@ -212,13 +216,15 @@ class Constraint:
         _, _, _, node, allowed, listed, _, _ = state
         closing = 0
         if (drug := self._ends_at(node, allowed)) != NO_DRUG:
-            more = listed + 1 < self.max_drugs and bool(allowed & ~self._removes[drug])
+            more = listed + 1 < self.max_drugs and bool(allowed & self._keeps[drug])
             closing = END * (listed + 1 >= self.min_drugs or not more) + SEPARATOR * more
             if not self._branches[node]:
                 return self._closing[closing]
         inside = self._below[node] & allowed
         if inside == self._below[node]:
             return self._whole[node][closing]
+        if node == ROOT:
+            return self._beginnings(inside)
         key = (node, inside, closing)
         known = self._memo.get(key)
         return self._remember(key) if known is None else known
@@ -246,12 +252,8 @@ class Constraint:
         tokens = [token for token, below in self._branches[node] if below & inside]
         return np.array(sorted([*tokens, *self._closing[closing].tolist()]), dtype=np.int64)
 
-    def _beginnings(self, allowed: int) -> Ids:
-        """Rule 1 at the root, for all its children at once: the drugs below each are an interval, and these adjoin."""
-        held = np.frombuffer(allowed.to_bytes(len(self.trie) // 8 + 1, "little"), dtype=np.uint8)
-        if not allowed:
-            return self._only(self.ids.end)
-        return self._first[np.maximum.reduceat(np.unpackbits(held, bitorder="little"), self._lows) > 0]
+    def _beginnings(self, inside: int) -> Ids:
+        return self.trie.beginnings(inside) if inside else self._only(self.ids.end)
 
     def _allowed_in_diagnoses(self, state: State) -> Ids:
         if self.diagnoses is not None:
@@ -273,7 +275,7 @@ class Constraint:
         return self._single.setdefault(token, np.array([token], dtype=np.int64))
 
     def _ends_at(self, node: int, allowed: int) -> int:
-        drug = self.trie.ending[node]
+        drug = self._ending[node]
         return drug if drug != NO_DRUG and allowed >> drug & 1 else NO_DRUG
 
     def step(self, state: State, token: int) -> State:
@@ -282,7 +284,7 @@ class Constraint:
         An end id ends any row. In the forced parts, the list and bound diagnoses, another id that `allowed` does not hold
         parks the row; diagnoses in free text take any other id as text.
         """
-        if state.phase is Phase.LIST:
+        if state.phase is LIST:
             return self._step_in_list(state, token)
         if token in self.ids.ends or state.phase >= Phase.DONE:
             return state._replace(phase=Phase.PARKED if state.phase == Phase.PARKED else Phase.DONE)
@@ -307,16 +309,16 @@ class Constraint:
         return after._replace(node=self.diagnoses.children[state.node][token])
 
     def _step_in_list(self, state: State, token: int) -> State:
-        phase, position, _, node, allowed, listed, taken, _ = state
+        _, position, _, node, allowed, listed, taken, _ = state
         child = self._children[node].get(token)
         if child is not None and self._below[child] & allowed:
-            return State(phase, position, False, child, allowed, listed, taken)
+            return _new((LIST, position, False, child, allowed, listed, taken, ()))
         if token in self.ids.ends:
             return state._replace(phase=Phase.DONE)
         if token == self.ids.drug_separator and (drug := self._ends_at(node, allowed)) != NO_DRUG:
-            left = allowed & ~self._removes[drug]
+            left = allowed & self._keeps[drug]
             if left and listed + 1 < self.max_drugs:
-                return State(phase, position, False, ROOT, left, listed + 1, taken | 1 << drug)
+                return _new((LIST, position, False, ROOT, left, listed + 1, taken | 1 << drug, ()))
         return _parked(state)
 
     def _settle(self, state: State) -> State:
@@ -362,7 +364,7 @@ class Constraint:
     def without(self, allowed: int, position: int, *, conflicts: bool = True) -> int:
         """The set that is left once a drug is listed: without it and, unless told otherwise, without its conflicts."""
         drug = int(self.trie.number[position])
-        return allowed & ~(self._removes[drug] if conflicts else 1 << drug)
+        return allowed & (self._keeps[drug] if conflicts else ~(1 << drug))
 
 
 def _check_names(trie: Trie, fixed: set[int]) -> None:

@@ -8,6 +8,10 @@ a planned list. They are written at once and pass through the model together wit
 one forward a choice and not one an id. Rows of a batch need not be at the same place: each gives its own run of ids, padded
 on the left, and padding is no column that anybody attends to. The ids are the same as one by one (tests).
 
+**Guessed separators.** After a name that cannot grow only the separator and the end are left, and mostly it is the separator.
+It passes through the model with the name, unwritten: what the model says after the name decides as ever, and if it is the
+separator, what comes after it has been read already. If it is the end, the row is done and nobody looks at the guess again.
+
 **Voting.** Models m = 1..M (folds) vote for whole names, not for tokens: the probability of a name t1..tk is
 (1/M) sum over m of P_m(t1) P_m(t2|t1) ... P_m(tk|..), each P_m renormalised over the allowed ids. Written token by
 token, that is the mixture sum over m of w_m P_m(t), with w_m proportional to the product of P_m over the tokens of the
@@ -32,6 +36,8 @@ from yaofang.glm.loading import LoadedModel
 
 WORTHWHILE = 0.75
 """Share of rows still running below which the others are dropped: it takes a copy of the cache."""
+WAITING = 64
+"""Places whose logits are looked at at once."""
 Numbers = tuple[float, float, float]
 """Of one id: probability among the allowed, mass of the allowed, probability that a name closes here."""
 Watch = Callable[["Row", State, Ids, torch.Tensor], None]
@@ -63,6 +69,10 @@ class Row:
     """States before the ids that are written but whose probabilities are not known yet."""
     unfed: int = 0
     """Ids at the end that no model has read."""
+    guessed: bool = False
+    """The models have read a separator after the last id that is not written yet."""
+    choices: int = 0
+    """Choices made so far, forced ids left out: which of the prompt's random numbers is next."""
 
     @property
     def running(self) -> bool:
@@ -113,11 +123,14 @@ class Generation:
         each = [(start, limit) for start, limit in zip(starts, limits, strict=True) for _ in range(copies)]
         self.rows = [Row(start, start, limit, number) for number, (start, limit) in enumerate(each)]
         self.first_ids = sorted(constraint.trie.children[ROOT])
+        self._first_ids = torch.tensor(self.first_ids, device=models[0].device)
         self.forwards = 1
         """Forwards so far, the prompts' included."""
         self._bias, self._masses, self._jump, self._watch = bias, masses, jump, watch
         self._copies = copies
         self._draws = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._points: list[torch.Tensor] = []
+        """For the first choice of all rows, the second and so on: a point in [0, 1) for each row."""
         self._plans = [list(plan) for plan in plans] if plans is not None else [[] for _ in self.rows]
         ids, seen = pad_left(prompts, models[0].template.pad_id)
         self.runs = [Run(loaded, ids, seen, copies) for loaded in models]
@@ -149,13 +162,28 @@ class Generation:
     def _feed(self) -> None:
         self._drop_ended()
         carried = [self.rows[number] for number in self._slots]
-        chunks = [row.ids[len(row.ids) - row.unfed :] if row.running or row.waiting else [] for row in carried]
-        keep = max((len(row.waiting) for row in self.rows), default=0) + 1
+        chunks = [self._chunk(row) for row in carried]
+        keep = max((len(row.waiting) + row.guessed for row in self.rows), default=0) + 1
         for run in self.runs:
             run.extend(chunks, keep=keep)
         for row in self.rows:
             row.unfed = 0
         self.forwards += 1
+
+    def _chunk(self, row: Row) -> list[int]:
+        """What the models have to read of a row, with the separator that is guessed after it."""
+        if not (row.running or row.waiting):
+            return []
+        row.guessed = self._jump and self._ends_or_goes_on(row)
+        return row.ids[len(row.ids) - row.unfed :] + [self.constraint.ids.drug_separator] * row.guessed
+
+    def _ends_or_goes_on(self, row: Row) -> bool:
+        """Whether the only choice is between separator and end, and another one could follow."""
+        ids = self.constraint.ids
+        if len(row.ids) + 1 >= row.limit or row.state.phase != Phase.LIST:
+            return False
+        allowed = self.constraint.allowed(row.state)
+        return len(allowed) == 2 and ids.end in allowed and ids.drug_separator in allowed
 
     def _drop_ended(self) -> None:
         """Take rows that have ended out of the models' batch, once they are many; not if their caches may be wanted later."""
@@ -177,21 +205,35 @@ class Generation:
         logits = self._logits()
         self._note_waiting(logits)
         running = [row for row in self.rows if row.running]
-        last = logits[:, :, -1]
-        here = last if len(running) == len(self._slots) else last[:, [self._slots[row.number] for row in running]]
-        seen, allowed = self._see(here, [row.state for row in running])
-        mixed = self._mixed(seen, running)
-        picked = self._picked(seen, mixed, running, allowed)
-        numbers = self._numbers(seen, mixed, picked, running)
-        for at, row in enumerate(running):
+        guessed = [row for row in running if row.guessed]
+        self._choose(logits, running)
+        for row in guessed:
+            row.guessed = False
+        # Where the guess was right, what comes after it has been read too.
+        if right := [row for row in guessed if row.running]:
+            for row in right:
+                row.unfed = 0
+                row.choices -= len(self.constraint.allowed(row.state)) == 1
+            self._choose(logits, right)
+        if self._jump:
+            for row in running:
+                self._write_forced(row)
+
+    def _choose(self, logits: torch.Tensor, rows: Sequence[Row]) -> None:
+        """One choice in each of these rows, by what the models say after its last id."""
+        here = logits[:, [self._slots[row.number] for row in rows], [-1 - row.guessed for row in rows]]
+        seen, allowed = self._see(here, [row.state for row in rows])
+        mixed = self._mixed(seen, rows)
+        picked = self._picked(seen, mixed, rows, allowed)
+        numbers = self._numbers(seen, mixed, picked, rows)
+        self._keep_first(rows, [row.state for row in rows], [len(row.ids) for row in rows], here)
+        for at, row in enumerate(rows):
             if self._watch is not None and row.state.phase == Phase.LIST:
                 self._watch(row, row.state, allowed[at], mixed[at, : len(allowed[at])])
-            self._keep_first(row, row.state, len(row.ids), logits[:, self._slots[row.number], -1])
             before = row.state
-            self._write(row, int(seen.ids[at, picked[at]]))
-            self._note(row, before, row.state, numbers[at], seen.log_p[:, at, picked[at]])
-            if self._jump:
-                self._write_forced(row)
+            self._write(row, int(allowed[at][picked[at]]))
+            self._note(row, before, numbers[at], seen.log_p[:, at, picked[at]] if len(self.runs) > 1 else None)
+            row.choices += 1
 
     def _picked(self, seen: Seen, mixed: torch.Tensor, running: Sequence[Row], allowed: Sequence[Ids]) -> list[int]:
         """The chosen column in each row of `seen`: the plan's, a drawn one, or the likeliest."""
@@ -199,17 +241,20 @@ class Generation:
             found = self._drawn(mixed, running, allowed)
         else:
             # One model is chosen by its logits themselves: the same numbers, in the same order, as in `generate`.
-            found = [int(at) for at in (mixed if seen.raw is None else seen.raw).argmax(-1)]
+            found = (mixed if seen.raw is None else seen.raw).argmax(-1).tolist()
         for at, row in enumerate(running):
             if (planned := self._planned(row, allowed[at])) is not None:
-                found[at] = int(np.flatnonzero(seen.ids[at].cpu().numpy() == planned)[0])
+                found[at] = int(np.flatnonzero(allowed[at] == planned)[0])
         return found
 
     def _drawn(self, mixed: torch.Tensor, running: Sequence[Row], allowed: Sequence[Ids]) -> list[int]:
         assert self._draws is not None
-        points = torch.cat([torch.rand(self._copies, generator=each, dtype=torch.float64) for each in self._draws])
+        while len(self._points) <= max(row.choices for row in running):
+            drawn = [torch.rand(self._copies, generator=each, dtype=torch.float64) for each in self._draws]
+            self._points.append(torch.cat(drawn))
         below = mixed.double().exp().cumsum(-1).cpu()
-        wanted = points[[row.number for row in running], None] * below[:, -1:]
+        points = torch.stack([self._points[row.choices][row.number] for row in running])
+        wanted = points[:, None] * below[:, -1:]
         columns = torch.searchsorted(below, wanted, right=True)[:, 0].tolist()
         return [min(column, len(ids) - 1) for column, ids in zip(columns, allowed, strict=True)]
 
@@ -237,25 +282,29 @@ class Generation:
                 row.waiting.append(before)
             else:
                 closes = token in (self.constraint.ids.drug_separator, self.constraint.ids.end)
-                self._note(row, before, row.state, (1.0, 1.0, float(closes)), torch.zeros(len(self.runs)))
+                self._note(row, before, (1.0, 1.0, float(closes)), None)
 
     def _note_waiting(self, logits: torch.Tensor) -> None:
         """The numbers of the ids that were written without a choice, now that the models have read them."""
-        for row in self.rows:
-            waiting, row.waiting = row.waiting, []
-            if not waiting:
-                continue
-            begin = len(row.ids) - len(waiting)
-            tokens, after = row.ids[begin:], [*waiting[1:], row.state]
-            mine = logits[:, self._slots[row.number], -len(waiting) - 1 : -1]
-            seen, allowed = self._see(mine, waiting)
+        all_of = [(row, at) for row in self.rows for at in range(len(row.waiting))]
+        # Several models: the weights of one place follow from the place before it.
+        size = WAITING if len(self.runs) == 1 else 1
+        for begin in range(0, len(all_of), size):
+            some = all_of[begin : begin + size]
+            rows, states = [row for row, _ in some], [row.waiting[at] for row, at in some]
+            back = [len(row.waiting) - at for row, at in some]
+            tokens = [row.ids[-one] for row, one in zip(rows, back, strict=True)]
+            places = [-1 - one - row.guessed for row, one in zip(rows, back, strict=True)]
+            here = logits[:, [self._slots[row.number] for row in rows], places]
+            seen, allowed = self._see(here, states)
             picked = [int(np.flatnonzero(ids == token)[0]) for ids, token in zip(allowed, tokens, strict=True)]
-            for at, (before, then) in enumerate(zip(waiting, after, strict=True)):
-                here = slice(at, at + 1)
-                one = Seen(seen.ids[here], seen.log_p[:, here], None, seen.log_mass[:, here])
-                numbers = self._numbers(one, self._mixed(one, [row]), [picked[at]], [row])
-                self._keep_first(row, before, begin + at, mine[:, at])
-                self._note(row, before, then, numbers[0], seen.log_p[:, at, picked[at]])
+            numbers = self._numbers(seen, self._mixed(seen, rows), picked, rows)
+            self._keep_first(rows, states, [len(row.ids) - one for row, one in zip(rows, back, strict=True)], here)
+            for at, (row, place) in enumerate(some):
+                then = row.waiting[place + 1] if place + 1 < len(row.waiting) else row.state
+                self._note(row, states[at], numbers[at], seen.log_p[:, at, picked[at]] if len(self.runs) > 1 else None, then)
+        for row in self.rows:
+            row.waiting = []
 
     def _see(self, logits: torch.Tensor, states: Sequence[State]) -> tuple[Seen, list[Ids]]:
         """`logits` [models, n, V] at n places among their allowed ids, and those ids."""
@@ -284,16 +333,25 @@ class Generation:
         columns = (chosen, mass.exp(), (p * closes).sum(-1))
         return list(zip(*(column.clamp(max=1).tolist() for column in columns), strict=True))
 
-    def _keep_first(self, row: Row, before: State, place: int, logits: torch.Tensor) -> None:
-        """Remember what the models said where a name begins; `logits` is [models, V]."""
-        if self._masses and before.phase == Phase.LIST and before.node == ROOT:
-            row.first[place] = logits[:, self.first_ids].float().cpu()
-            row.columns[place] = self.runs[0].columns - (len(row.ids) - place)
+    def _keep_first(self, rows: Sequence[Row], before: Sequence[State], places: Sequence[int], logits: torch.Tensor) -> None:
+        """Remember what the models said where names begin; `logits` are [models, rows, V]."""
+        at_root = [at for at, state in enumerate(before) if state.phase == Phase.LIST and state.node == ROOT]
+        if not self._masses or not at_root:
+            return
+        said = logits[:, at_root].index_select(-1, self._first_ids).float().cpu()
+        for number, at in enumerate(at_root):
+            row, place = rows[at], places[at]
+            row.first[place] = said[:, number]
+            row.columns[place] = self.runs[0].columns - (len(row.ids) - place) - row.guessed
 
-    def _note(self, row: Row, before: State, after: State, numbers: Numbers, log_p: torch.Tensor) -> None:
-        """Append an id's numbers; `log_p` [models] is what each model gave it, by which it votes on within the name."""
+    def _note(self, row: Row, before: State, numbers: Numbers, log_p: torch.Tensor | None, after: State | None = None) -> None:
+        """Append an id's numbers; `log_p` [models] is what each of several models gave it, None where it was certain.
+
+        By it they vote on within the name. `after` is the state after the id, by default the row's.
+        """
         for known, number in zip((row.chosen, row.mass, row.closing), numbers, strict=True):
             known.append(number)
         if len(self.runs) > 1:
+            after = row.state if after is None else after
             within = before.phase == after.phase == Phase.LIST and before.listed == after.listed
-            self._weights[:, row.number] = self._weights[:, row.number] + log_p if within else 0.0
+            self._weights[:, row.number] = self._weights[:, row.number] + (0.0 if log_p is None else log_p) if within else 0.0

@@ -35,7 +35,11 @@ class Task:
 
 
 class Preparer:
-    """Makes tasks. Raises InputError for a formulary or a ban that names a label outside the vocabulary."""
+    """Makes tasks. For models that were trained to write drugs alone the diagnoses' part of the answer is given, and empty.
+
+    Raises InputError for a formulary or a ban that names a label outside the vocabulary, for models that were trained to write
+    different parts, and for given diagnoses where the model takes none.
+    """
 
     def __init__(
         self,
@@ -50,6 +54,7 @@ class Preparer:
         self._constraint = constraint
         self._rules = rules
         self._settings = settings
+        self._drugs_only = _drugs_only(models, settings)
         self._context = min(loaded.context for loaded in models)
         # A record is fitted to what the models saw in training, where they say so.
         self._trained = min(loaded.prompt_tokens or loaded.context for loaded in models)
@@ -67,7 +72,9 @@ class Preparer:
 
     def __call__(self, record: Record) -> Task:
         """The record's task. Raises InputError that names the record and the field if it cannot be made to fit."""
-        given = self._has_given(record)
+        if self._drugs_only:
+            record = record.model_copy(update={"diagnoses": ()})
+        given = self._drugs_only or self._has_given(record)
         pieces = diagnosis_pieces(record.diagnoses) if given else ["\n", OPENING.removeprefix("\n")]
         opened = [token for piece in pieces for token in self._template.encode(piece)]
         free = 0 if given else self._settings.max_diagnosis_tokens + 1 + len(self._constraint.ids.header)
@@ -109,3 +116,16 @@ class Preparer:
             field="出院诊断",
             way_out="Shorten the record, or use a model of a longer context.",
         )
+
+
+def _drugs_only(models: Sequence[LoadedModel], settings: Settings) -> bool:
+    if len(answers := {loaded.answer for loaded in models}) > 1:
+        named = ", ".join(f"{loaded.name}: {loaded.answer}" for loaded in models)
+        way_out = "Let only models vote that were trained with the same data.answer."
+        raise InputError(f"the models write different answers ({named})", field="model", way_out=way_out)
+    only = answers == {"drugs_only"}
+    if only and settings.diagnoses == "given":
+        way_out = "Leave --diagnoses out, or take a model that writes diagnoses and drugs."
+        problem = "the model was trained to write drugs alone: it takes no diagnoses"
+        raise InputError(problem, field="--diagnoses", way_out=way_out)
+    return only

@@ -12,14 +12,14 @@ of the mass that was allowed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from yaofang.data.recommendation import Blocked, Considered, Drug, KeptOut, Warning
-from yaofang.decoding.audit import kept_away
+from yaofang.decoding.audit import kept_away_all
 from yaofang.decoding.constraint import Constraint
 from yaofang.decoding.generation import Generation, Row
 from yaofang.decoding.processors import MASKED_TIER
@@ -105,13 +105,20 @@ def with_patient_warnings(
     ]
 
 
-def blocked_of(generation: Generation, number: int, reading: Reading, vocabulary: Vocabulary) -> tuple[Blocked, ...]:
-    """Labels that a listed drug kept out of row `number` though the model would have considered them, likeliest first."""
-    return tuple(
-        Blocked(vocabulary.labels[kept.drug], vocabulary.labels[by], MASKED, kept.p_step)
-        for kept in kept_away(generation, number, reading, CONSIDERED)
-        for by in kept.by
-    )
+def blocked_of(
+    generation: Generation, readings: Mapping[int, Reading], vocabulary: Vocabulary
+) -> dict[int, tuple[Blocked, ...]]:
+    """For some rows by their numbers: labels that a listed drug kept out though the model would have considered them.
+
+    The likeliest first.
+    """
+    found = kept_away_all(generation, readings, CONSIDERED)
+    return {
+        number: tuple(
+            Blocked(vocabulary.labels[kept.drug], vocabulary.labels[by], MASKED, kept.p_step) for kept in own for by in kept.by
+        )
+        for number, own in zip(readings, found, strict=True)
+    }
 
 
 def considered_of(

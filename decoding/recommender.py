@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 import yaofang
 from yaofang.data.answer import clean_diagnosis
-from yaofang.data.recommendation import Diagnosis, Drug, Recommendation
+from yaofang.data.recommendation import Blocked, Diagnosis, Drug, Recommendation
 from yaofang.data.records import Record
 from yaofang.decoding.bias import Bias
 from yaofang.decoding.calibration import load_calibration
@@ -30,7 +30,7 @@ from yaofang.decoding.constraint import Constraint, Phase
 from yaofang.decoding.generation import Generation, Row
 from yaofang.decoding.preparation import Preparer, Task
 from yaofang.decoding.processors import constraint_for
-from yaofang.decoding.reading import read
+from yaofang.decoding.reading import Reading, read
 from yaofang.decoding.reasons import blocked_of, check_list, considered_of, drugs_of, with_patient_warnings
 from yaofang.decoding.running import check_same_tokenizer
 from yaofang.decoding.settings import Settings
@@ -166,7 +166,7 @@ class Recommender:
             named = len(names)
             yield from drugs_of(row, reading, self.constraint, self.conflicts)[listed:]
             listed = len(reading.drugs)
-        whole = self._recommendation(task, generation, 0, None, time.perf_counter() - begun)
+        (whole,) = self._recommendations([task], generation, [None], time.perf_counter() - begun)
         yield from whole.diagnoses[named:]
         yield from whole.drugs[listed:]
         yield whole
@@ -174,21 +174,37 @@ class Recommender:
     def _recommend(self, tasks: Sequence[Task]) -> list[Recommendation]:
         begun = time.perf_counter()
         written: Written = self.writer(tasks)
-        share = (time.perf_counter() - begun) / len(tasks)
+        return self._recommendations(tasks, written.generation, written.inclusion, time.perf_counter() - begun)
+
+    def _recommendations(
+        self,
+        tasks: Sequence[Task],
+        generation: Generation,
+        inclusion: Sequence[npt.NDArray[np.float64] | None],
+        seconds: float,
+    ) -> list[Recommendation]:
+        """What the rows of a batch say; `seconds` were spent on writing them."""
+        begun = time.perf_counter()
+        readings = {row.number: read(self.constraint, row.start, row.ids) for row in generation.rows}
+        blocked = blocked_of(generation, readings, self.vocabulary) if self.settings.audit else {}
+        share = (seconds + time.perf_counter() - begun) / len(tasks)
         return [
-            self._recommendation(task, written.generation, number, written.inclusion[number], share)
-            for number, task in enumerate(tasks)
+            self._recommendation(task, generation.rows[at], readings[at], inclusion[at], blocked.get(at, ()), share)
+            for at, task in enumerate(tasks)
         ]
 
     def _recommendation(
-        self, task: Task, generation: Generation, number: int, inclusion: npt.NDArray[np.float64] | None, seconds: float
+        self,
+        task: Task,
+        row: Row,
+        reading: Reading,
+        inclusion: npt.NDArray[np.float64] | None,
+        blocked: tuple[Blocked, ...],
+        seconds: float,
     ) -> Recommendation:
         begun = time.perf_counter()
-        row = generation.rows[number]
-        reading = read(self.constraint, row.start, row.ids)
         drugs = drugs_of(row, reading, self.constraint, self.conflicts, inclusion)
         check_list([drug.label for drug in drugs], self.conflicts)
-        blocked = blocked_of(generation, number, reading, self.vocabulary) if self.settings.audit else ()
         diagnoses = tuple(self._diagnoses_of(task, row, reading.diagnoses))
         facts = replace(task.facts, diagnoses=tuple(diagnosis.name for diagnosis in diagnoses))
         return Recommendation(

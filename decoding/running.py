@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import DynamicCache
 
 from yaofang.glm.loading import LoadedModel
+from yaofang.glm.masks import PrefixLM
 from yaofang.vocab.errors import InputError
+
+
+class Tree(NamedTuple):
+    """Continuations of a row after so many of its columns; `tokens`, `depths` [n] and `ancestors` [n, n] as in `Run.tree`."""
+
+    columns: int
+    tokens: torch.Tensor
+    depths: torch.Tensor
+    ancestors: torch.Tensor
 
 
 class Run:
@@ -23,7 +33,8 @@ class Run:
         self.cache = DynamicCache()
         self.seen = seen.to(loaded.device)
         positions = (self.seen.cumsum(-1) - 1).clamp(min=0)
-        self.logits = self._forward(ids, self.seen, positions, self.cache, keep=1)
+        mask = self.seen if not loaded.prefix_lm else PrefixLM.of(loaded.template).prefill(ids.to(loaded.device), self.seen)
+        self.logits = self._forward(ids, mask, positions, self.cache, keep=1)
         if copies > 1:
             self.cache.batch_repeat_interleave(copies)
             self.seen = self.seen.repeat_interleave(copies, dim=0)
@@ -41,7 +52,18 @@ class Run:
         before = self.seen.sum(-1, keepdim=True)
         positions = (before + fresh.cumsum(-1) - 1).clamp(min=0)
         self.seen = torch.cat([self.seen, fresh], dim=1)
-        self.logits = self._forward(ids, self.seen, positions, self.cache, keep=min(keep, ids.shape[1]))
+        self.logits = self._forward(ids, self._mask(ids.shape[1]), positions, self.cache, keep=min(keep, ids.shape[1]))
+
+    def _mask(self, fresh: int) -> torch.Tensor:
+        """What the last `fresh` columns attend to: ready-made for an attention that takes it, else as `seen`."""
+        if self.loaded.model.config._attn_implementation != "sdpa":
+            return self.seen
+        mask = self.seen.bool()[:, None, None].expand(-1, 1, fresh, -1)
+        if fresh > 1:
+            # Padding attends to itself too, so that its numbers are finite; nobody attends to padding.
+            own = torch.eye(fresh, self.columns, dtype=torch.bool, device=mask.device).roll(self.columns - fresh, 1)
+            mask = mask.tril(self.columns - fresh) | own
+        return mask
 
     def keep(self, places: Sequence[int]) -> None:
         """Go on with these rows alone, in this order."""
@@ -57,17 +79,30 @@ class Run:
         Each of `rows` goes on after so many of its `columns`. `tokens` [n] are the nodes' ids, `depths` [n] start at 0, and
         `ancestors` [n, n] is true where the second node is on the way to the first, itself included. The cache stays as it is.
         """
-        device, picked, width = self.loaded.device, list(rows), max(columns)
-        before = torch.arange(width, device=device) < torch.tensor(columns, device=device)[:, None]
-        seen = self.seen[picked, :width].bool() & before
-        cache = DynamicCache()
+        return self.trees([(row, [Tree(width, tokens, depths, ancestors)]) for row, width in zip(rows, columns, strict=True)])
+
+    def trees(self, rows: Sequence[tuple[int, Sequence[Tree]]]) -> torch.Tensor:
+        """Logits [rows, most nodes, V] of several trees on each row, one after another: they do not see each other."""
+        device = self.loaded.device
+        sizes = [[len(tree.tokens) for tree in trees] for _, trees in rows]
+        width, longest = max(tree.columns for _, trees in rows for tree in trees), max(map(sum, sizes))
+        ids, positions = torch.zeros(2, len(rows), longest, dtype=torch.long)
+        mask = torch.zeros(len(rows), longest, width + longest, dtype=torch.bool)
+        mask[:, :, width:] |= torch.eye(longest, dtype=torch.bool)  # padding attends to itself, so that its numbers are finite
+        seen = self.seen[[row for row, _ in rows], :width].bool().cpu()
+        for at, (_, trees) in enumerate(rows):
+            begin = 0
+            for tree in trees:
+                here = slice(begin, begin := begin + len(tree.tokens))
+                before = seen[at, : tree.columns]
+                ids[at, here], positions[at, here] = tree.tokens, tree.depths + before.sum()
+                mask[at, here, : tree.columns] = before
+                mask[at, here, width + here.start : width + here.stop] = tree.ancestors
+        picked, cache = [row for row, _ in rows], DynamicCache()
         for number, layer in enumerate(self.cache.layers):
             cache.update(layer.keys[picked, :, :width], layer.values[picked, :, :width], number)
-        mask = torch.cat([seen[:, None].expand(-1, len(tokens), -1), ancestors.to(device).expand(len(picked), -1, -1)], dim=-1)
-        positions = seen.sum(-1, keepdim=True) + depths.to(device)
-        ids = tokens.to(device).expand(len(picked), -1)
         with _AttentionByMask(self.loaded.model):
-            return self._forward(ids, mask[:, None], positions, cache, keep=len(tokens))
+            return self._forward(ids.to(device), mask[:, None].to(device), positions.to(device), cache, keep=longest)
 
     @torch.inference_mode()
     def _forward(
@@ -103,9 +138,8 @@ class _AttentionByMask:
 
 def check_same_tokenizer(models: Sequence[LoadedModel]) -> None:
     """Raise InputError unless all models write ids alike."""
-    known = models[0].template.tokenizer.get_vocab()
     for other in models[1:]:
-        if other.template.tokenizer.get_vocab() != known:
+        if other.template.tokenizer.get_vocab() != models[0].template.tokenizer.get_vocab():
             raise InputError(
                 f"models {models[0].name} and {other.name} have different tokenizers",
                 field="model",

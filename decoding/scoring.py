@@ -20,6 +20,7 @@ import torch
 
 from yaofang.decoding.constraint import Constraint, Phase, State
 from yaofang.decoding.generation import Generation
+from yaofang.decoding.running import Tree
 from yaofang.decoding.trie import NO_DRUG, ROOT
 
 Probabilities = npt.NDArray[np.float64]
@@ -76,55 +77,77 @@ def choice_tree(
     return ChoiceTree(nodes, torch.tensor(tokens), torch.tensor([len(own) - 1 for own in ways]), ancestors)
 
 
-def next_drugs(generation: Generation, places: Sequence[Place], *, least: float = 0.0, chunk: int = 64) -> list[Probabilities]:
+def next_drugs(generation: Generation, places: Sequence[Place], *, least: float = 0.0, chunk: int = 512) -> list[Probabilities]:
     """For each place, [D] probabilities by vocabulary position; 0 where a drug is not allowed. They sum to 1.
 
     Where a place asks for some drugs only, the others may be 0 though they are possible.
 
     With `least`, names whose first token has less probability are not followed: they get 0, as none of them could reach it.
-    The generation must have been made with `masses`. `chunk` places are scored in one forward.
+    The generation must have been made with `masses`. About `chunk` nodes are read in one forward, more if one row needs more.
     """
-    found: list[Probabilities] = []
-    for begin in range(0, len(places), chunk):
-        found += _scored(generation, places[begin : begin + chunk], least)
-    return found
+    asked = [_Asked(generation, place, least) for place in places]
+    of_row: dict[int, list[_Asked]] = {}
+    for one in asked:
+        if one.tree.nodes:
+            of_row.setdefault(one.place.row, []).append(one)
+    # Rows of like size go together: a forward is as wide as its largest.
+    sized = sorted((sum(len(one.tree.nodes) for one in own), row) for row, own in of_row.items())
+    while sized:
+        width = sized[-1][0]
+        batch = [sized.pop()[1] for _ in range(min(len(sized), max(1, chunk // width)))]
+        _read(generation, [(row, of_row[row]) for row in batch])
+    return [one.drugs(generation) for one in asked]
 
 
-def _scored(generation: Generation, places: Sequence[Place], least: float) -> list[Probabilities]:
-    constraint = generation.constraint
-    firsts = [_first(generation, place) for place in places]
-    reached = [_reached(generation, place, first, least) for place, first in zip(places, firsts, strict=True)]
-    union = wanted = 0
-    for place in places:
-        union |= place.state.allowed
-        wanted |= place.state.allowed if place.wanted is None else place.wanted
-    tree = choice_tree(constraint, union, sorted(set().union(*reached)), wanted)
-    asked = [at for at, tokens in enumerate(reached) if tokens]
-    rows = [places[at].row for at in asked]
-    columns = [generation.rows[places[at].row].columns[places[at].at] for at in asked]
-    empty = torch.empty(len(asked), 0, 0)
-    said = [run.tree(rows, columns, *tree[1:]) if tree.nodes and asked else empty for run in generation.runs]
-    found = [np.zeros(len(constraint.trie)) for _ in places]
-    for row, at in enumerate(asked):
-        walks = [_Walk(constraint, places[at], tree.nodes, logits[row]) for logits in said]
-        names = [walk.drugs(firsts[at][model], generation.first_ids, reached[at]) for model, walk in enumerate(walks)]
-        found[at] = np.mean([np.exp(one) for one in names], axis=0)
-    return found
+def _read(generation: Generation, rows: Sequence[tuple[int, Sequence[_Asked]]]) -> None:
+    """One forward of each model over all trees of some rows."""
+    trees = [(row, [Tree(generation.rows[row].columns[one.place.at], *one.tree[1:]) for one in own]) for row, own in rows]
+    for run in generation.runs:
+        logits = run.trees(trees).cpu()
+        for at, (_, own) in enumerate(rows):
+            parts = logits[at].split(
+                [len(one.tree.nodes) for one in own] + [logits.shape[1] - sum(len(one.tree.nodes) for one in own)]
+            )
+            for one, part in zip(own, parts, strict=False):
+                one.said.append(part)
+
+
+class _Asked:
+    """One place: which names can be likely enough there, the tree that tells them apart, and what the models say at it."""
+
+    def __init__(self, generation: Generation, place: Place, least: float) -> None:
+        self.place = place
+        self.first = _first(generation, place)
+        self.reached = _reached(generation, place, self.first, least)
+        roots = sorted(self.reached)
+        self.tree = choice_tree(generation.constraint, place.state.allowed, roots, place.wanted)
+        self.said: list[torch.Tensor] = []
+        """Of each model, logits [nodes, V]."""
+
+    def drugs(self, generation: Generation) -> Probabilities:
+        """[D] probabilities by vocabulary position, the mean of the models'."""
+        if not self.reached:
+            return np.zeros(len(generation.constraint.trie))
+        said = self.said or [torch.empty(0, 0)] * len(generation.runs)
+        walks = [_Walk(generation.constraint, self.place, self.tree.nodes, logits) for logits in said]
+        names = [walk.drugs(self.first[at], generation.first_ids, self.reached) for at, walk in enumerate(walks)]
+        found: Probabilities = np.mean([np.exp(one) for one in names], axis=0)
+        return found
 
 
 def _reached(generation: Generation, place: Place, first: torch.Tensor, least: float) -> set[int]:
     """First tokens that are likely enough and have a drug below them that the place asks for."""
     trie = generation.constraint.trie
     asked = place.state.allowed if place.wanted is None else place.state.allowed & place.wanted
-    mean = first.exp().mean(0).tolist()
-    pairs = zip(generation.first_ids, mean, strict=True)
-    return {token for token, p in pairs if p > 0 and p >= least and trie.below[trie.children[ROOT][token]] & asked}
+    mean = first.exp().mean(0)
+    likely = torch.nonzero((mean > 0) & (mean >= least))[:, 0].tolist()
+    tokens = [generation.first_ids[at] for at in likely]
+    return {token for token in tokens if trie.below[trie.children[ROOT][token]] & asked}
 
 
 def _first(generation: Generation, place: Place) -> torch.Tensor:
     """[models, first tokens]: log probabilities of a name's first token among those allowed at the place."""
-    allowed = set(generation.constraint.allowed(place.state).tolist())
-    closed = torch.tensor([token not in allowed for token in generation.first_ids])
+    closed = torch.from_numpy(np.isin(generation.first_ids, generation.constraint.allowed(place.state), invert=True))
     return generation.rows[place.row].first[place.at].masked_fill(closed, -torch.inf).log_softmax(-1)
 
 
@@ -136,7 +159,7 @@ class _Walk:
         self.state = place.state
         self.wanted = place.state.allowed if place.wanted is None else place.wanted
         self.place = {node: at for at, node in enumerate(nodes)}
-        self.logits = logits.cpu()
+        self.logits = logits
 
     def drugs(self, first: torch.Tensor, tokens: Sequence[int], reached: set[int]) -> Probabilities:
         """[D] log probabilities by vocabulary position."""

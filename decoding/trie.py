@@ -7,6 +7,10 @@ neighbours, so the drugs below a node n are exactly the interval low[n] <= drug 
 the bits of one Python int meets the subtree of n if and only if `below[n] & drugs` is not zero, where `below[n]`
 has the bits low[n] .. high[n] - 1. A name that is a prefix of another ends at an inner node: `ending[n]` is its
 number, and since a prefix sorts before what continues it, that number is low[n].
+
+The intervals of the root's children adjoin, so which of them a set meets is one addition for all (`beginnings`): leave out each
+interval's last bit, add ones in all its other places, and the sum carries into the last bit if and only if one of those
+was set. So the last bit of an interval, by the carry or by itself, says whether the set meets it.
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ import numpy.typing as npt
 
 ROOT = 0
 NO_DRUG = -1
+WIDTH = np.dtype(np.int64).itemsize
+FEW = 32
+"""First tokens up to which those that drop out are taken out one by one."""
 
 
 class Trie:
@@ -44,6 +51,12 @@ class Trie:
         self._high = [len(self.names)]
         for drug, name in enumerate(self.names):
             self._insert(drug, name)
+        self._firsts: npt.NDArray[np.int64] = np.array(list(self.children[ROOT]), dtype=np.int64)
+        self._bytes = self._firsts.tobytes()
+        lasts = [self._high[child] - 1 for child in self.children[ROOT].values()]
+        self._place_of = {last: place * WIDTH for place, last in enumerate(lasts)}
+        self._lasts = sum(1 << last for last in lasts)
+        self._others = interval(0, len(self.names)) ^ self._lasts
 
     @cached_property
     def below(self) -> list[int]:
@@ -53,6 +66,23 @@ class Trie:
     def span(self, node: int) -> tuple[int, int]:
         """The drugs under a node: low .. high - 1."""
         return self._low[node], self._high[node]
+
+    def beginnings(self, drugs: int) -> npt.NDArray[np.int64]:
+        """First tokens of the names of a set of drugs, ascending."""
+        if not drugs:
+            return self._firsts[:0]
+        met = ((drugs & self._others) + self._others | drugs) & self._lasts
+        missed = met ^ self._lasts
+        if missed.bit_count() > FEW:
+            flags = np.unpackbits(np.frombuffer(met.to_bytes(len(self) // 8 + 1, "little"), dtype=np.uint8), bitorder="little")
+            return self._firsts[flags[list(self._place_of)] > 0]
+        ids = bytearray(self._bytes)
+        while missed:
+            last = missed.bit_length() - 1
+            at = self._place_of[last]
+            del ids[at : at + WIDTH]
+            missed ^= 1 << last
+        return np.frombuffer(ids, dtype=np.int64)
 
     def __len__(self) -> int:
         """Number of drugs."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import util
@@ -56,6 +57,10 @@ class LoadedModel:
     """Label -> training records that it stands in; None where nothing says so."""
     folder: Path | None = None
     """Where it was loaded from."""
+    prefix_lm: bool = False
+    """The record's tokens see each other in both directions (`glm.masks`), as in training."""
+    answer: str = "diagnoses_and_drugs"
+    """What it was trained to write: `drugs_only` leaves the diagnoses' part of the answer empty."""
 
 
 def load_model(
@@ -68,22 +73,21 @@ def load_model(
 ) -> LoadedModel:
     """Load the model in `folder` (None: the bundled tiny one), a merged model or a PEFT adapter that names its base.
 
-    Raises InputError if the folder holds no GLM-4 model, no weights or no tokenizer, or an option cannot be met.
+    The base may be an adapter's folder itself, which is merged into its own base on the way. Raises InputError if the folder
+    holds no GLM-4 model, no weights or no tokenizer, an adapter does not fit its base, or an option cannot be met.
     """
     path = BUNDLED if folder is None else Path(folder)
     check_folder(path)
-    base = _base_of(path)
+    base = _root_of(path)
+    trained = _trained(path) or {}
+    prefix_lm = bool(trained.get("prefix_lm", False))
     where, why_device = choose_device(device)
     kind, why_dtype = choose_dtype(dtype, where)
-    attend, why_attention = choose_attention(attention, where, kind)
+    attend, why_attention = choose_attention(attention, where, kind, prefix_lm=prefix_lm)
     reasons = (why_device, why_dtype, why_attention)
     config = read_config(base)
     options: dict[str, Any] = {"dtype": kind, "attn_implementation": attend, **quantization(quantize, kind, where)}
-    model = read_weights(base, config["model_type"], options)
-    if base != path:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(path))
+    model = _read_model(path, config["model_type"], options)
     if quantize is None:
         model = model.to(where)
     for reason in reasons:
@@ -97,9 +101,11 @@ def load_model(
         dtype=kind,
         reasons=reasons,
         context=int(config["max_position_embeddings"]),
-        prompt_tokens=None if (trained := _trained(path)) is None else int(trained["prompt_tokens"]),
-        drug_counts=None if trained is None else trained.get("drug_counts"),
+        prompt_tokens=trained.get("prompt_tokens"),
+        drug_counts=trained.get("drug_counts"),
         folder=path,
+        prefix_lm=prefix_lm,
+        answer=trained.get("answer", "diagnoses_and_drugs"),
     )
 
 
@@ -110,6 +116,30 @@ def read_weights(folder: Path, kind: str, options: dict[str, Any]) -> Any:
     except SafetensorError as error:
         way_out = "Download the weights again: a file of a few hundred bytes is a pointer of git-lfs, not weights."
         raise InputError(f"broken weights ({error})", file=folder, way_out=way_out) from error
+
+
+def _read_model(folder: Path, kind: str, options: dict[str, Any]) -> Any:
+    """A whole model, or an adapter on its base; all adapters below the last one are merged."""
+    base = _base_of(folder)
+    if base == folder:
+        return read_weights(folder, kind, options)
+    from peft import PeftModel
+
+    model = _read_model(base, kind, options)
+    if _base_of(base) != base:
+        if "quantization_config" in options:
+            way_out = f"Merge it first: yaofang merge --model {base} --out FOLDER."
+            raise InputError(
+                "the base is an adapter, which cannot be merged into quantised weights", file=base, way_out=way_out
+            )
+        model = model.merge_and_unload()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(model, str(folder))
+    except (RuntimeError, SafetensorError, UserWarning) as error:
+        way_out = "Give the base that the adapter was trained on (base_model_name_or_path in its adapter_config.json)."
+        raise InputError(f"the adapter does not fit its base {base}", file=folder, way_out=way_out) from error
 
 
 def _trained(folder: Path) -> dict[str, Any] | None:
@@ -159,7 +189,10 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError("there is no such model folder", file=folder, way_out="Give the folder that holds config.json.")
     base = _base_of(folder)
-    read_config(base)
+    if base != folder:
+        check_folder(base)
+    else:
+        read_config(base)
     for place in {folder, base}:
         if not any(place.glob("*.safetensors")):
             raise InputError(
@@ -186,11 +219,24 @@ def _base_of(folder: Path) -> Path:
     )
 
 
+def _root_of(folder: Path) -> Path:
+    """The folder of whole weights under an adapter, or under adapters on adapters."""
+    base = _base_of(folder)
+    return folder if base == folder else _root_of(base)
+
+
 def folder_version(folder: Path) -> str:
-    """Twelve hex digits that change when the model does: contents up to 64 MiB a file, else size and a sample of them."""
+    """Twelve hex digits that change when the model or an adapter's base does: contents up to 64 MiB a file, else size and a
+    sample of them.
+    """
     parts: list[str | bytes | Path] = []
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")]):
         parts += [file.name, file if file.stat().st_size < LARGE else _sample(file)]
+    trained = _trained(folder) or {}
+    parts += [f"{key} {trained[key]}" for key in ("answer", "prefix_lm") if trained.get(key)]
+    base = _base_of(folder)
+    if base != folder:
+        parts.append(folder_version(base))
     return sha256_of(*parts)[:12]
 
 
@@ -234,8 +280,13 @@ def choose_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, f"dtype float32: exact and fast enough on {device.type}"
 
 
-def choose_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
-    """The attention implementation of transformers and the reason for it."""
+def choose_attention(wanted: str, device: torch.device, dtype: torch.dtype, *, prefix_lm: bool = False) -> tuple[str, str]:
+    """The attention implementation of transformers and the reason for it. Raises InputError where it cannot do `prefix_lm`."""
+    if prefix_lm:
+        if wanted not in ("auto", "sdpa"):
+            way_out = "Use --attention sdpa: it takes any mask."
+            raise InputError(f"attention {wanted} cannot read a record in both directions (prefix-LM)", way_out=way_out)
+        return "sdpa", "attention sdpa: the model reads records in both directions (prefix-LM), which needs a mask"
     if wanted != "auto":
         return wanted, f"attention {wanted}: asked for"
     if device.type == "cuda" and dtype != torch.float32 and util.find_spec("flash_attn") is not None:

@@ -40,9 +40,10 @@ from yaofang.decoding.constraint import Constraint, Phase, State
 from yaofang.decoding.masking import gathered
 from yaofang.decoding.preparation import Task
 from yaofang.decoding.recommender import Recommender
-from yaofang.decoding.running import Run
+from yaofang.decoding.running import Run, pad_left
 from yaofang.decoding.scoring import choice_tree
 from yaofang.decoding.trie import ROOT
+from yaofang.glm.loading import LoadedModel
 from yaofang.inspection.evidence import DIAGNOSES, Piece, Shown, finest, pieces
 from yaofang.vocab.errors import InputError
 
@@ -198,6 +199,8 @@ def branch(base: Run, whole: Sequence[int], variants: Sequence[Sequence[int]], t
 
     Its logits [variants, len(tail) + 1, V] are those before and after each token of the tail.
     """
+    if base.loaded.prefix_lm:
+        return _read_whole(base.loaded, variants, tail)
     shared = [_shared(whole, variant) for variant in variants]
     width = max(shared)
     run = copy.copy(base)
@@ -208,6 +211,15 @@ def branch(base: Run, whole: Sequence[int], variants: Sequence[Sequence[int]], t
     run.seen = (torch.arange(width, device=base.seen.device) < torch.tensor(shared, device=base.seen.device)[:, None]).long()
     rests = [[*variant[common:], *tail] for variant, common in zip(variants, shared, strict=True)]
     run.extend(rests, keep=len(tail) + 1)
+    return run
+
+
+def _read_whole(loaded: LoadedModel, variants: Sequence[Sequence[int]], tail: Sequence[int]) -> Run:
+    """`branch` where nothing can be shared: what comes before a changed token has seen it too (prefix-LM)."""
+    run = Run(loaded, *pad_left(variants, loaded.template.pad_id))
+    before = run.logits
+    run.extend([list(tail)] * len(variants), keep=len(tail))
+    run.logits = torch.cat([before, run.logits], dim=1)
     return run
 
 

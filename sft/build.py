@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,23 +14,42 @@ from peft import LoraConfig
 from transformers import GenerationConfig
 from trl import SFTConfig, SFTTrainer
 
-from yaofang.decoding.processors import answer_ids
-from yaofang.glm.template import ChatTemplate
+from yaofang.glm.loading import read_config
+from yaofang.glm.masks import PrefixLM
+from yaofang.sft import ranks
+from yaofang.sft.checkpoints import WholeCheckpoints
 from yaofang.sft.examples import Example
+from yaofang.sft.forward import wrap_trainer
+from yaofang.sft.objective import Objective
 from yaofang.sft.optimizer import muon
 from yaofang.sft.parts import Recipe
+from yaofang.sft.recipe import RECIPES
+from yaofang.sft.sequence_parallel import check_size, parallel_trainer, sequence_group
 from yaofang.sft.start import Start
-from yaofang.sft.trainer import PartLoss, StopAt, autocast, trainer_class
+from yaofang.sft.trainer import StopAt, autocast
+from yaofang.sft.validation import METRIC, Validate, ValidatingTrainer
+from yaofang.vocab.errors import InputError
 
 log = logging.getLogger(__name__)
 
 
-def build_trainer(recipe: Recipe, start: Start, examples: Sequence[Example], out: Path) -> SFTTrainer:
-    """TRL's trainer over ready ids: it neither tokenises nor truncates anything."""
+class RunTrainer(ValidatingTrainer):
+    """The trainer of a run folder, which says in `run.json` how it was made."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: TRL would write one with every checkpoint."""
+
+
+def training_arguments(recipe: Recipe, out: Path) -> SFTConfig:
+    """TRL's arguments. To be made before a model is loaded: ZeRO-3 parts the weights while they are read.
+
+    Raises InputError for what several processes cannot do, or one alone.
+    """
     plan, cuda = recipe.training, torch.cuda.is_available()
     bf16, precision = autocast(plan.bf16)
     log.info("%s", precision)
-    args = SFTConfig(
+    _check_processes(recipe)
+    return SFTConfig(
         output_dir=str(out / "checkpoints"),
         num_train_epochs=plan.epochs,
         max_steps=plan.max_steps,
@@ -43,46 +63,143 @@ def build_trainer(recipe: Recipe, start: Start, examples: Sequence[Example], out
         max_grad_norm=plan.max_grad_norm,
         bf16=bf16,
         gradient_checkpointing=plan.gradient_checkpointing,
-        deepspeed=None if plan.deepspeed is None else str(plan.deepspeed),
+        deepspeed=None if plan.deepspeed is None else deepspeed_settings(plan.deepspeed),
         seed=plan.seed,
         data_seed=plan.seed,
         logging_steps=plan.log_every,
         save_steps=plan.save_every,
-        save_total_limit=2,
+        save_total_limit=None,  # older checkpoints are deleted by WholeCheckpoints
+        metric_for_best_model=None if recipe.validation is None else METRIC,
+        ddp_find_unused_parameters=False,  # every weight is used in every step
+        greater_is_better=None if recipe.validation is None else True,
         report_to=["tensorboard"],
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,
-        max_length=None,
-        packing=False,
+        max_length=recipe.data.max_length if recipe.data.packing else None,
+        packing=recipe.data.packing,
+        packing_strategy="bfd",
         completion_only_loss=True,
-        train_sampling_strategy="group_by_length" if plan.group_by_length else "random",
+        train_sampling_strategy="group_by_length" if plan.group_by_length and not recipe.data.packing else "random",
     )
+
+
+def build_trainer(
+    recipe: Recipe,
+    start: Start,
+    examples: Sequence[Example],
+    args: SFTConfig,
+    *,
+    objective: Objective | None = None,
+    shuffle: bool = True,
+) -> SFTTrainer:
+    """TRL's trainer over ready ids: it neither tokenises nor truncates anything, and no example is lost (asserted).
+
+    Its model scores labelled positions alone, weighted by the objective, under the recipe's masks and sequence parallelism
+    (`sft.forward`). Without `shuffle` the examples are taken in their order. Raises InputError for a size of sequence
+    parallelism that the processes or the heads do not allow.
+    """
+    plan, part, config = recipe.training, recipe.validation, start.model.config
+    group = sequence_group(plan.sequence_parallel_size, config.num_attention_heads, config.num_key_value_heads)
+    if not shuffle:
+        args.train_sampling_strategy = "sequential"
+    stop = [] if plan.stop_at is None else [StopAt(plan.stop_at)]
+    validate = [] if part is None else [Validate(part.every, part.patience)]
     columns = {
         "input_ids": [e.input_ids for e in examples],
         "completion_mask": [e.completion_mask for e in examples],
     }
-    kind, reason = trainer_class()
-    log.info("%s", reason)
-    trainer = kind(
+    trainer = parallel_trainer(RunTrainer, group)(
         model=start.model,
         args=args,
         train_dataset=Dataset.from_dict(columns),
         processing_class=start.template.tokenizer,
         peft_config=_lora(recipe),
-        callbacks=[] if plan.stop_at is None else [StopAt(plan.stop_at)],
-        compute_loss_func=_loss(recipe, start.template),
+        callbacks=[*stop, *validate, WholeCheckpoints()],
         optimizer_cls_and_kwargs=_optimizer(recipe),
     )
-    assert len(trainer.train_dataset) == len(examples), "an example was lost"
+    _check_complete(trainer.train_dataset, examples)
+    prefix = PrefixLM.of(start.template) if recipe.model.prefix_lm else None
+    wrap_trainer(trainer, objective=objective, prefix=prefix, group=group)
     start.model.generation_config = GenerationConfig(
         eos_token_id=list(start.template.stop_ids), pad_token_id=start.template.pad_id
     )
     return trainer
 
 
-def _loss(recipe: Recipe, template: ChatTemplate) -> PartLoss | None:
-    weight = recipe.training.diagnosis_weight
-    return None if weight == 1 else PartLoss(answer_ids(template).newline, weight)
+def deepspeed_settings(file: Path) -> dict[str, Any]:
+    """The DeepSpeed JSON, with ZeRO-3's weights gathered on saving: a run folder holds a whole model. DeepSpeed is connected.
+
+    Raises InputError if it is no JSON object.
+    """
+    found = find_deepspeed(file)
+    try:
+        value: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
+        value.setdefault("zero_optimization", {})["stage3_gather_16bit_weights_on_model_save"] = True
+    except (ValueError, TypeError, AttributeError) as error:
+        way_out = "See sft/recipes/zero2.json."
+        raise InputError(f"no DeepSpeed configuration ({error})", file=found, way_out=way_out) from error
+    import deepspeed
+
+    # Before a model is read under ZeRO-3: the configuration is checked against the number of processes there.
+    deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    return value
+
+
+def find_deepspeed(file: Path, beside: Path | None = None) -> Path:
+    """A DeepSpeed JSON by its path, or by its bare name in the folder `beside` or among the recipes.
+
+    Raises InputError with the names there are.
+    """
+    folders = [Path(), *([] if beside is None else [beside]), RECIPES]
+    for folder in folders:
+        if (folder / file).is_file():
+            return folder / file
+    known = ", ".join(sorted(path.name for path in RECIPES.glob("*.json")))
+    problem = f"there is no DeepSpeed configuration {file}"
+    raise InputError(problem, field="training.deepspeed", way_out=f"Give a JSON file or one of: {known}.")
+
+
+def with_deepspeed_file(recipe: Recipe, beside: Path) -> Recipe:
+    """The recipe with the absolute path of its DeepSpeed JSON; `beside` is the folder of the recipe's own file."""
+    if recipe.training.deepspeed is None:
+        return recipe
+    found = find_deepspeed(recipe.training.deepspeed, beside).resolve()
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"deepspeed": found})})
+
+
+def _check_processes(recipe: Recipe) -> None:
+    plan = recipe.training
+    if plan.optimizer == "muon" and ranks.world() > 1:
+        problem = f"muon is for one process, here are {ranks.world()}"
+        raise InputError(problem, field="training.optimizer", way_out="Take adamw, or start without torchrun.")
+    if plan.deepspeed is not None and not torch.distributed.is_torchelastic_launched():
+        way_out = "Start with torchrun --nproc-per-node N -m yaofang.app.cli sft ..., N may be 1."
+        raise InputError("DeepSpeed needs torchrun", field="training.deepspeed", way_out=way_out)
+    if torch.cuda.device_count() > 1 and not torch.distributed.is_torchelastic_launched():
+        problem = f"{torch.cuda.device_count()} cards are visible and there is one process"
+        way_out = "Start with torchrun --nproc-per-node N -m yaofang.app.cli sft ..., or show one card: CUDA_VISIBLE_DEVICES=0."
+        raise InputError(problem, way_out=way_out)
+    if plan.sequence_parallel_size > 1 and (heads := _heads(recipe)):
+        check_size(plan.sequence_parallel_size, ranks.world(), *heads)  # once more when the model is there
+
+
+def _heads(recipe: Recipe) -> tuple[int, int] | None:
+    """Attention heads and key-value heads, before any weights are read; None for an adapter, whose base has them."""
+    if recipe.model.fresh is not None:
+        return recipe.model.fresh.heads, recipe.model.fresh.kv_heads
+    if recipe.model.path is None or not (recipe.model.path / "config.json").exists():
+        return None
+    config = read_config(recipe.model.path)
+    return int(config["num_attention_heads"]), int(config["num_key_value_heads"])
+
+
+def _check_complete(dataset: Dataset, examples: Sequence[Example]) -> None:
+    """Assert that what is trained on has every example whole, packed or not."""
+    lengths = dataset["seq_lengths"] if "seq_lengths" in dataset.column_names else [[len(ids)] for ids in dataset["input_ids"]]
+    found = sorted(length for row in lengths for length in row)
+    assert found == sorted(len(e.input_ids) for e in examples), "an example was lost or cut"
+    trained = sum(label != -100 for row in dataset["labels"] for label in row)
+    assert trained == sum(map(sum, (e.completion_mask for e in examples))), "a trained token was lost"
 
 
 def _optimizer(recipe: Recipe) -> Any:

@@ -182,6 +182,15 @@ class Training(Part):
         return self
 
 
+class Hardware(Part):
+    """The cards that a recipe is made for; `yaofang plan` judges by them, training does not read them."""
+
+    cards: int = Field(1, gt=0)
+    """Cards of one machine, one process each."""
+    memory_gb: float = Field(gt=0)
+    """Memory of one card, as it is sold: 24, 48, 80."""
+
+
 class Recipe(Part):
     """One training run."""
 
@@ -191,6 +200,7 @@ class Recipe(Part):
     tail: Tail = Tail()
     validation: Validation | None = None
     lora: Lora | None = None
+    hardware: Hardware | None = None
 
     @model_validator(mode="after")
     def _quantized_needs_lora(self) -> Self:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from yaofang.sft.parts import Recipe
+from yaofang.sft.parts import Part, Recipe
 from yaofang.vocab.errors import InputError
 
+Kind = TypeVar("Kind", bound=Part)
 RECIPES = Path(__file__).parent / "recipes"
 TINY = "tiny"
 """The recipe of the bundled model."""
@@ -38,6 +39,11 @@ def find_recipe(name: str) -> Path:
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe with the overrides applied. Raises InputError naming the file and the key."""
+    return read_recipe(name, overrides, Recipe)
+
+
+def read_recipe(name: str, overrides: Sequence[str], kind: type[Kind]) -> Kind:
+    """`load_recipe` for a recipe of another kind."""
     path = find_recipe(name)
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -48,7 +54,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _set(value, override)
     try:
-        return Recipe.model_validate(value)
+        return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or None
@@ -73,6 +79,6 @@ def _set(value: dict[str, Any], override: str) -> None:
         raise InputError(f"--set {override}: no valid YAML value", way_out="For example --set training.epochs=2.") from error
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: Part) -> str:
     """The recipe as YAML, with every default written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), allow_unicode=True, sort_keys=False)

@@ -5,34 +5,57 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from yaofang.data.answer import drug_frequency
 from yaofang.data.records import Record
+from yaofang.sft.checkpoints import drop_torn, whole_checkpoints
 from yaofang.sft.parts import Recipe
 from yaofang.sft.recipe import load_recipe
 from yaofang.vocab.errors import InputError
 from yaofang.vocab.files import sha256_of, whole_file
 
-
-def trained_on(records: Sequence[Record], prompt_tokens: int) -> dict[str, Any]:
-    """What decoding has to know of a training: how long its prompts were, and how often it saw each drug."""
-    return {"prompt_tokens": prompt_tokens, "drug_counts": dict(drug_frequency(records).most_common())}
+log = logging.getLogger(__name__)
 
 
-def last_checkpoint(out: Path) -> str | None:
-    """The newest whole checkpoint of a run folder; one torn by a kill lacks its last file."""
-    whole = [path.parent for path in (out / "checkpoints").glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+def trained_on(recipe: Recipe, counts: Counter[str], prompt_tokens: int) -> dict[str, Any]:
+    """What decoding has to know of a training: how long its prompts were, what it wrote, how it saw the record, and how
+    many of its records hold each drug (`counts`)."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "prefix_lm": recipe.model.prefix_lm,
+        "answer": recipe.data.answer,
+        "drug_counts": dict(counts.most_common()),
+    }
+
+
+def open_folder(recipe: Recipe, out: Path, resume: bool) -> Path | None:
+    """Check the run folder; with `resume` the newest whole checkpoint, and what a kill tore is deleted. None: begin anew.
+
+    Raises InputError for a file, a folder in use, or one whose run has another recipe.
+    """
+    check_out(out, resume)
+    if not resume:
+        return None
+    check_same(recipe, out)
+    for torn in drop_torn(out / "checkpoints"):
+        log.warning("%s was not saved whole: deleted", torn)
+    found = last_checkpoint(out)
+    log.info("no checkpoint to go on from: beginning anew" if found is None else f"going on from {found}")
+    return found
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest whole checkpoint of a run folder."""
+    whole = whole_checkpoints(out / "checkpoints")
+    return whole[-1] if whole else None
 
 
 def check_out(out: Path, resume: bool) -> None:
     """Refuse a folder that holds something already, unless its run is gone on with."""
-    if int(os.environ.get("RANK", "0")):
-        return  # another rank's files may be there already
     if out.is_file():
         raise InputError("this is a file", file=out, way_out="Give a folder with --out.")
     if out.exists() and any(out.iterdir()) and not resume:

@@ -42,6 +42,12 @@ yaofang baseline last-visit --train F --records F --known F --out SUB
 yaofang baseline neighbours --train F --records F --out SUB
 yaofang baseline trees --train F --records F --out SUB
 yaofang inspect --records FILE --predictions D.jsonl --out report.html
+yaofang merge --model RUN --out DIR --dtype bfloat16 --base DIR --records FILE --max-shard-size 5GB --json
+yaofang pretrain --config tiny-pretrain --set data.corpus=[texts] --out RUN --resume --sequence-parallel-size 2
+yaofang sft --config glm4-9b-lora-2x48gb --out RUN --resume --sequence-parallel-size 2
+yaofang plan --config glm4-9b-lora-2x48gb --cards 2 --memory-gb 48 --json
+yaofang bench training --resume --seeds 3 --jobs 2
+yaofang bench training --speed --device cuda
 yaofang inspect --records FILE --predictions D.jsonl --gold FILE.json --out report.html
 yaofang inspect --records FILE --record 2-1 --counterfactuals --put-in 痛风 --model DIR --limit 20
 yaofang bench inspection --records 100 --out docs/results/inspection.json --json
@@ -84,7 +90,8 @@ def words(command: str) -> list[str]:
         if mark in found:
             found = found[: found.index(mark)]
     if found[0] == "torchrun":
-        return [found[found.index("-m") + 1].rpartition(".")[2], *found[found.index("-m") + 2 :]]
+        module, *rest = found[found.index("-m") + 1 :]
+        return rest if module == "yaofang.app.cli" else [module.rpartition(".")[2], *rest]
     return found[1:]
 
 

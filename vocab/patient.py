@@ -42,7 +42,7 @@ _DOUBT = re.compile(r"\?|疑|待排|除外|排除|可能(?!性?大)|家族史")
 
 
 MOST_NAMED = 1 << 14
-"""Diagnoses whose conditions are remembered."""
+"""Diagnoses whose conditions, and allergies whose drugs, are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +121,8 @@ class DrugTerms:
     """For rules of an allergy, whatever the route."""
     herbal: frozenset[str]
     """Of the herbs of a patent medicine, whose dose is not known: never more than a caution."""
+    names: tuple[str, ...] = ()
+    """Its own names, normalised, by which an allergy may call it."""
 
     def level(self, rule: Rule) -> str | None:
         """The level at which the rule speaks of the drug, or None."""
@@ -174,6 +176,11 @@ class PatientRules:
         self._known: dict[Drug, DrugTerms] = {}
         self._named: dict[str, frozenset[str]] = {}
         self._last: tuple[PatientFacts, tuple[Rule, ...]] | None = None
+        self._parts = tuple(dict.fromkeys(part for rule in self.rules for part in rule.parts))
+        number = {part: at for at, part in enumerate(self._parts)}
+        self._needed = [frozenset(number[part] for part in rule.parts) for rule in self.rules]
+        """The parts of each rule, by their places in `_parts`: many rules share one."""
+        self._meant: dict[str, tuple[str, Drug]] = {}
 
     def conditions(self, facts: PatientFacts) -> frozenset[str]:
         """IDs of conditions.tsv that the patient's diagnoses name; a diagnosis in doubt names none."""
@@ -191,14 +198,14 @@ class PatientRules:
 
     def allergies(self, facts: PatientFacts) -> frozenset[str]:
         """IDs of allergies.tsv that the patient's allergies name."""
-        texts = [_plain(name) for text in facts.allergies for name in (text, meaning(text).drug.generic)]
+        texts = [name for text in facts.allergies for name in (self._means(text)[0], _plain(self._means(text)[1].generic))]
         return frozenset(name for name, pattern in self._allergies.items() if any(map(pattern.fits, texts)))
 
     def warnings(self, facts: PatientFacts, drug: Drug) -> tuple[PatientWarning, ...]:
         """What the tables say of this drug in this patient, the gravest first; empty is `no entry`, never `safe`."""
         terms = self._terms_of(drug)
         found = [_at_level(rule.warning, level) for rule in self._active(facts) if (level := terms.level(rule))]
-        if any(_names(drug, _plain(text)) or _same_substance(drug, text) for text in facts.allergies):
+        if any(_names(terms, name) or _same_substance(drug, other) for name, other in map(self._means, facts.allergies)):
             found.append(_own_allergy(drug))
         once = {(warning.level, warning.text, warning.source): warning for warning in reversed(found)}
         return tuple(sorted(reversed(once.values()), key=lambda warning: LEVELS.index(warning.level)))
@@ -213,15 +220,24 @@ class PatientRules:
             place
             for place, drug in enumerate(drugs)
             if not (self._terms_of(drug).systemic.isdisjoint(systemic) and self._terms_of(drug).anywhere.isdisjoint(anywhere))
-            or any(_names(drug, text) for text in texts)
+            or any(_names(self._terms_of(drug), text) for text in texts)
         )
 
     def _active(self, facts: PatientFacts) -> tuple[Rule, ...]:
         """The rules whose condition this patient fulfils; kept for the next drug of the same patient."""
         if self._last is None or self._last[0] != facts:
             patient = Patient(facts, self.conditions(facts), self.allergies(facts))
-            self._last = facts, tuple(rule for rule in self.rules if all(map(patient.holds, rule.parts)))
+            true = {at for at, part in enumerate(self._parts) if patient.holds(part)}
+            self._last = facts, tuple(rule for rule, needed in zip(self.rules, self._needed, strict=True) if needed <= true)
         return self._last[1]
+
+    def _means(self, text: str) -> tuple[str, Drug]:
+        """An allergy's text normalised, and the drug that it means; allergies come again, so they are looked up once."""
+        if text not in self._meant:
+            if len(self._meant) >= MOST_NAMED:
+                self._meant.clear()
+            self._meant[text] = _plain(text), meaning(text).drug
+        return self._meant[text]
 
     def _terms_of(self, drug: Drug) -> DrugTerms:
         if drug not in self._known:
@@ -347,9 +363,9 @@ def _at_level(warning: PatientWarning, level: str) -> PatientWarning:
     return warning if level == warning.level else replace(warning, level=level, text=f"所含中药成分：{warning.text}")
 
 
-def _same_substance(drug: Drug, text: str) -> bool:
+def _same_substance(drug: Drug, other: Drug) -> bool:
     """Whether an allergy, by a brand or another name, is to a drug that shares an ingredient with this one."""
-    return not set(meaning(text).drug.ingredients).isdisjoint(drug.ingredients)
+    return not set(other.ingredients).isdisjoint(drug.ingredients)
 
 
 def _terms_of(drug: Drug, terms: Terms) -> DrugTerms:
@@ -363,6 +379,7 @@ def _terms_of(drug: Drug, terms: Terms) -> DrugTerms:
         _own(terms, named, codes) | (whole if is_systemic else frozenset()),
         _own(terms, [replace(unit, place=SYSTEMIC) for unit in named], codes) | whole,
         _own(terms, [unit for unit in units if unit.action == HERB], ()),
+        tuple(_plain(name) for name in (drug.generic, drug.label) if len(name) > 1),
     )
 
 
@@ -380,9 +397,9 @@ def _plain(text: str) -> str:
     return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text).casefold())
 
 
-def _names(drug: Drug, allergy: str) -> bool:
+def _names(terms: DrugTerms, allergy: str) -> bool:
     """Whether a normalised allergy names this drug itself."""
-    return any(len(name) > 1 and _plain(name) in allergy for name in (drug.generic, drug.label))
+    return any(name in allergy for name in terms.names)
 
 
 def _own_allergy(drug: Drug) -> PatientWarning:

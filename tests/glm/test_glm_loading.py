@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from yaofang.glm import loading
 from yaofang.glm.loading import (
@@ -27,6 +29,15 @@ def save(loaded: LoadedModel, folder: Path) -> Path:
     return folder
 
 
+def adapter_run(folder: Path, base: Path, model: Any, targets: list[str]) -> Any:
+    adapter = get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
+    adapter.save_pretrained(folder)
+    settings = folder / "adapter_config.json"
+    value = json.loads(settings.read_text(encoding="utf-8")) | {"base_model_name_or_path": str(base)}
+    settings.write_text(json.dumps(value), encoding="utf-8")
+    return adapter.eval()
+
+
 @pytest.mark.parametrize("architecture", ["glm", "glm4"])
 def test_a_saved_model_loads_with_the_same_logits(architecture: Architecture, tmp_path: Path) -> None:
     made = random_tiny(architecture=architecture)
@@ -46,14 +57,45 @@ def test_every_choice_has_a_reason(tmp_path: Path) -> None:
 
 def test_an_adapter_loads_on_the_base_that_it_names(tmp_path: Path) -> None:
     made = random_tiny()
-    base = save(made, tmp_path / "base")
-    adapter = get_peft_model(made.model, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
-    adapter.save_pretrained(tmp_path / "run")
-    settings = tmp_path / "run" / "adapter_config.json"
-    settings.write_text(json.dumps({**json.loads(settings.read_text()), "base_model_name_or_path": str(base)}))
+    adapter = adapter_run(tmp_path / "run", save(made, tmp_path / "base"), made.model, ["q_proj"])
     loaded = load_model(tmp_path / "run", device="cpu")
     ids = torch.tensor([made.template.encode("高血压")])
-    torch.testing.assert_close(loaded.model(ids).logits, adapter.eval()(ids).logits)
+    torch.testing.assert_close(loaded.model(ids).logits, adapter(ids).logits)
+
+
+def test_an_adapter_on_an_adapter_loads_on_both(tmp_path: Path) -> None:
+    made = random_tiny()
+    folder = save(made, tmp_path / "base")
+    first = adapter_run(tmp_path / "first", folder, made.model, ["q_proj"])
+    second = adapter_run(tmp_path / "second", tmp_path / "first", first.merge_and_unload(), ["v_proj"])
+    loaded = load_model(tmp_path / "second", device="cpu")
+    ids = torch.tensor([[*made.template.prefix, 5, 6]])
+    torch.testing.assert_close(loaded.model(ids).logits, second(ids).logits)
+    assert loaded.context == made.context
+
+
+def test_the_version_of_an_adapter_changes_with_its_base(tmp_path: Path) -> None:
+    made = random_tiny()
+    folder = save(made, tmp_path / "base")
+    adapter_run(tmp_path / "run", folder, made.model, ["q_proj"])
+    before = folder_version(tmp_path / "run")
+    random_tiny(seed=1).model.save_pretrained(folder)
+    assert folder_version(tmp_path / "run") != before
+
+
+@pytest.mark.parametrize("wrong", ["size", "missing"])
+def test_an_adapter_that_does_not_fit_its_base_is_refused(wrong: str, tmp_path: Path) -> None:
+    made = random_tiny()
+    folder = save(made, tmp_path / "base")
+    adapter_run(tmp_path / "run", folder, made.model, ["q_proj"])
+    if wrong == "size":
+        random_tiny(hidden=32).model.save_pretrained(folder)
+    else:
+        file = tmp_path / "run" / "adapter_model.safetensors"
+        kept = {name: value for name, value in load_file(file).items() if ".layers.0." in name}
+        save_file(kept, file)
+    with pytest.raises(InputError, match="does not fit its base"):
+        load_model(tmp_path / "run", device="cpu")
 
 
 def test_an_adapter_without_its_base_is_refused(tmp_path: Path) -> None:

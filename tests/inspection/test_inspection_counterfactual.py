@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -51,9 +52,12 @@ def sharp(loaded: LoadedModel) -> LoadedModel:
 
 
 @cache
-def recommender(*seeds: int, architecture: Architecture = "glm", context: int = 4096, **settings: Any) -> Recommender:
+def recommender(
+    *seeds: int, architecture: Architecture = "glm", context: int = 4096, prefix_lm: bool = False, **settings: Any
+) -> Recommender:
     vocabulary = load_vocabulary()
-    loaded = [sharp(random_tiny(architecture=architecture, seed=seed, context=context)) for seed in seeds]
+    made = [sharp(random_tiny(architecture=architecture, seed=seed, context=context)) for seed in seeds]
+    loaded = [replace(model, prefix_lm=prefix_lm) for model in made]
     return Recommender(loaded, vocabulary, load_conflicts(vocabulary), strategy="greedy", audit=False, **settings)
 
 
@@ -76,9 +80,13 @@ def alone(rx: Recommender, ids: list[int], labels: list[str]) -> tuple[list[floa
     return placed, [float(head[position]) for position in positions]
 
 
-@pytest.mark.parametrize(("seeds", "architecture"), [((3,), "glm"), ((4,), "glm4"), ((3, 5), "glm")])
-def test_effects_are_those_of_each_changed_prompt_read_whole(seeds: tuple[int, ...], architecture: Architecture) -> None:
-    rx = recommender(*seeds, architecture=architecture)
+@pytest.mark.parametrize(
+    ("seeds", "architecture", "prefix_lm"), [((3,), "glm", False), ((4,), "glm4", False), ((3, 5), "glm", True)]
+)
+def test_effects_are_those_of_each_changed_prompt_read_whole(
+    seeds: tuple[int, ...], architecture: Architecture, prefix_lm: bool
+) -> None:
+    rx = recommender(*seeds, architecture=architecture, prefix_lm=prefix_lm)
     evidence = [*pieces(RECORD)[::3], added_diagnosis(RECORD, "痛风")]
     assert {piece.kind for piece in evidence} == {"diagnosis", "section", "sentence"}
     found = counterfactual(rx, RECORD, LIST, evidence=evidence, batch_size=3)

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from yaofang.sft.pretraining.recipe import load_pretrain_recipe
 from yaofang.sft.recipe import RECIPES, dump_recipe, find_recipe, load_recipe
 from yaofang.vocab.errors import InputError
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_every_recipe_of_the_folder_is_valid(name: str) -> None:
-    recipe = load_recipe(name)
+    recipe = load_pretrain_recipe(name) if "pretrain" in name else load_recipe(name)
     assert recipe.training.epochs > 0
     assert (recipe.model.path is None) != (recipe.model.fresh is None)
 

@@ -1,0 +1,1 @@
+"""Which options of training help: cells, runs, and the table over seeds."""

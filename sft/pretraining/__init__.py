@@ -1,0 +1,1 @@
+"""Continued pretraining on plain text: recipe, blocks, perplexity on held-out text."""

@@ -1,0 +1,1 @@
+"""How fast training is, and how much memory it takes."""
