@@ -196,6 +196,24 @@ def modes(
     show(title, columns, rows, as_json=as_json, data=result, notes=(f"chosen on other patients: {result['choice']['best']}",))
 
 
+@app.command()
+def plan(
+    out: Annotated[Path, typer.Option("--out", help="Result file.")] = Path("docs/results/plan.json"),
+    only: Annotated[list[str] | None, typer.Option("--only", help="Names of cases. Default: all.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the result file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the lines.")] = False,
+) -> None:
+    """Compare the memory that `yaofang plan` predicts with measured peaks of small trainings (CPU)."""
+    from yaofang.app.tables import print_json
+    from yaofang.sft.memory.benchmark import measure
+    from yaofang.vocab.files import check_place
+
+    check_place(out)
+    result = measure(only or (), say, out=out, resume=resume)
+    if as_json:
+        print_json(result)
+
+
 def _less(value: dict[str, Any] | None) -> str:
     return "-" if value is None else "{value:+.3f} ({low:+.3f} to {high:+.3f})".format(**value["jaccard"])
 

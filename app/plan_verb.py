@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from yaofang.sft.memory.plan import Plan
     from yaofang.sft.parts import Hardware, Recipe
-    from yaofang.sft.plan import Plan
 
 MEANING = {
     "weights": "the model, in {weight_bytes} bytes a weight{quantize}",
@@ -39,8 +39,8 @@ def plan(
 ) -> None:
     """Predict a training run's memory on each card, and whether it fits (exit code 1 if not), before anything is loaded."""
     from yaofang.app.tables import show
-    from yaofang.sft.memory import GIB
-    from yaofang.sft.plan import load_planned, longest, plan_config, suggestions
+    from yaofang.sft.memory.job import GIB
+    from yaofang.sft.memory.plan import load_planned, longest, plan_config, suggestions
 
     overrides = set_ or []
     hardware = _hardware(load_planned(config, overrides)[0], cards, memory_gb)
@@ -72,7 +72,7 @@ def _hardware(recipe: Recipe, cards: int | None, memory_gb: float | None) -> Har
 
 
 def _meaning(name: str, found: Plan) -> str:
-    from yaofang.sft.memory_step import trained
+    from yaofang.sft.memory.step import trained
 
     job = found.job
     return MEANING[name].format(
@@ -89,7 +89,7 @@ def _meaning(name: str, found: Plan) -> str:
 
 def _verdict(found: Plan, length: int | None, changes: list[list[str]]) -> list[str]:
     """What the table means for the user, in sentences."""
-    from yaofang.sft.memory import GIB
+    from yaofang.sft.memory.job import GIB
 
     host = [f"the machine's own memory, for what is offloaded: {found.host / GIB:.0f} GB"] if found.host else []
     if found.hardware is None or found.usable is None:
@@ -104,7 +104,7 @@ def _verdict(found: Plan, length: int | None, changes: list[list[str]]) -> list[
 
 
 def _data(found: Plan, length: int | None, changes: list[list[str]]) -> dict[str, Any]:
-    from yaofang.sft.memory import GIB
+    from yaofang.sft.memory.job import GIB
 
     hardware = found.hardware
     return {

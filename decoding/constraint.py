@@ -86,8 +86,7 @@ class State(NamedTuple):
 
 
 LIST = Phase.LIST
-_new = partial(tuple.__new__, State)
-"""`State._make` without its check, for the two steps that are taken most."""
+_new = partial(tuple.__new__, State)  # `State._make` without its check, for the two steps that are taken most
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +213,8 @@ class Constraint:
     def _allowed_in_list(self, state: State) -> Ids:
         """Rules 1 to 4."""
         _, _, _, node, allowed, listed, _, _ = state
+        if node == ROOT:
+            return self._whole[ROOT][0] if allowed == self._below[ROOT] else self._ids_of((ROOT, allowed, 0))
         closing = 0
         if (drug := self._ends_at(node, allowed)) != NO_DRUG:
             more = listed + 1 < self.max_drugs and bool(allowed & self._keeps[drug])
@@ -223,8 +224,6 @@ class Constraint:
         inside = self._below[node] & allowed
         if inside == self._below[node]:
             return self._whole[node][closing]
-        if node == ROOT:
-            return self._beginnings(inside)
         key = (node, inside, closing)
         known = self._memo.get(key)
         return self._remember(key) if known is None else known
@@ -248,12 +247,9 @@ class Constraint:
     def _ids_of(self, key: tuple[int, int, int]) -> Ids:
         node, inside, closing = key
         if node == ROOT:
-            return self._beginnings(inside)
+            return self.trie.beginnings(inside) if inside else self._only(self.ids.end)
         tokens = [token for token, below in self._branches[node] if below & inside]
         return np.array(sorted([*tokens, *self._closing[closing].tolist()]), dtype=np.int64)
-
-    def _beginnings(self, inside: int) -> Ids:
-        return self.trie.beginnings(inside) if inside else self._only(self.ids.end)
 
     def _allowed_in_diagnoses(self, state: State) -> Ids:
         if self.diagnoses is not None:
@@ -284,8 +280,12 @@ class Constraint:
         An end id ends any row. In the forced parts, the list and bound diagnoses, another id that `allowed` does not hold
         parks the row; diagnoses in free text take any other id as text.
         """
-        if state.phase is LIST:
-            return self._step_in_list(state, token)
+        phase, position, _, node, allowed, listed, taken, _ = state
+        if phase is LIST:
+            child = self._children[node].get(token)
+            if child is not None and self._below[child] & allowed:
+                return _new((LIST, position, False, child, allowed, listed, taken, ()))
+            return self._close(state, token)
         if token in self.ids.ends or state.phase >= Phase.DONE:
             return state._replace(phase=Phase.PARKED if state.phase == Phase.PARKED else Phase.DONE)
         if state.phase == Phase.DIAGNOSES:
@@ -308,11 +308,9 @@ class Constraint:
             return after._replace(node=ROOT, written=(*state.written, self.diagnoses.ending[state.node]))
         return after._replace(node=self.diagnoses.children[state.node][token])
 
-    def _step_in_list(self, state: State, token: int) -> State:
+    def _close(self, state: State, token: int) -> State:
+        """After an id of the list that leads to no child: the end, a separator after a name, or out."""
         _, position, _, node, allowed, listed, taken, _ = state
-        child = self._children[node].get(token)
-        if child is not None and self._below[child] & allowed:
-            return _new((LIST, position, False, child, allowed, listed, taken, ()))
         if token in self.ids.ends:
             return state._replace(phase=Phase.DONE)
         if token == self.ids.drug_separator and (drug := self._ends_at(node, allowed)) != NO_DRUG:

@@ -105,11 +105,10 @@ def _read(generation: Generation, rows: Sequence[tuple[int, Sequence[_Asked]]]) 
     for run in generation.runs:
         logits = run.trees(trees).cpu()
         for at, (_, own) in enumerate(rows):
-            parts = logits[at].split(
-                [len(one.tree.nodes) for one in own] + [logits.shape[1] - sum(len(one.tree.nodes) for one in own)]
-            )
-            for one, part in zip(own, parts, strict=False):
-                one.said.append(part)
+            begin = 0
+            for one in own:
+                one.said.append(logits[at, begin : begin + len(one.tree.nodes)])
+                begin += len(one.tree.nodes)
 
 
 class _Asked:

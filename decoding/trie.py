@@ -8,9 +8,8 @@ the bits of one Python int meets the subtree of n if and only if `below[n] & dru
 has the bits low[n] .. high[n] - 1. A name that is a prefix of another ends at an inner node: `ending[n]` is its
 number, and since a prefix sorts before what continues it, that number is low[n].
 
-The intervals of the root's children adjoin, so which of them a set meets is one addition for all (`beginnings`): leave out each
-interval's last bit, add ones in all its other places, and the sum carries into the last bit if and only if one of those
-was set. So the last bit of an interval, by the carry or by itself, says whether the set meets it.
+The intervals of the root's children adjoin, so one addition says which of them a set meets (`beginnings`): leave out each
+interval's last bit and add ones in its other places; it carries into the last bit if and only if one of those was set.
 """
 
 from __future__ import annotations
@@ -23,9 +22,7 @@ import numpy.typing as npt
 
 ROOT = 0
 NO_DRUG = -1
-WIDTH = np.dtype(np.int64).itemsize
-FEW = 32
-"""First tokens up to which those that drop out are taken out one by one."""
+WIDTH, FEW = np.dtype(np.int64).itemsize, 32  # bytes of an id; first tokens that are taken out one by one, at most
 
 
 class Trie:
@@ -68,20 +65,15 @@ class Trie:
         return self._low[node], self._high[node]
 
     def beginnings(self, drugs: int) -> npt.NDArray[np.int64]:
-        """First tokens of the names of a set of drugs, ascending."""
-        if not drugs:
-            return self._firsts[:0]
+        """First tokens of the names of some drugs, ascending; there is at least one."""
         met = ((drugs & self._others) + self._others | drugs) & self._lasts
         missed = met ^ self._lasts
         if missed.bit_count() > FEW:
             flags = np.unpackbits(np.frombuffer(met.to_bytes(len(self) // 8 + 1, "little"), dtype=np.uint8), bitorder="little")
             return self._firsts[flags[list(self._place_of)] > 0]
         ids = bytearray(self._bytes)
-        while missed:
-            last = missed.bit_length() - 1
-            at = self._place_of[last]
-            del ids[at : at + WIDTH]
-            missed ^= 1 << last
+        for last in reversed(members(missed)):
+            del ids[self._place_of[last] : self._place_of[last] + WIDTH]
         return np.frombuffer(ids, dtype=np.int64)
 
     def __len__(self) -> int:

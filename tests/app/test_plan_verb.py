@@ -63,7 +63,8 @@ def test_a_recipe_without_cards_gets_figures_but_no_verdict() -> None:
 
 
 def test_planning_imports_no_torch() -> None:
-    code = "import sys; from yaofang.sft.plan import plan_config; plan_config('glm4-9b-lora'); print('torch' in sys.modules)"
+    imported = "import sys; from yaofang.sft.memory.plan import plan_config"
+    code = f"{imported}; plan_config('glm4-9b-lora'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

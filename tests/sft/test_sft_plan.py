@@ -13,11 +13,11 @@ from transformers import Glm4Config, GlmConfig
 
 from yaofang.glm.masks import attention_mask
 from yaofang.glm.tiny import random_tiny
-from yaofang.sft.memory import GIB, Job, Sizes, Zero
-from yaofang.sft.memory_step import ITEMS, adapter, kept, peak
+from yaofang.sft.memory.benchmark import CASES, measure
+from yaofang.sft.memory.job import GIB, Job, Sizes, Zero
+from yaofang.sft.memory.plan import longest, make_job, model_sizes, plan_config, read_zero, suggestions
+from yaofang.sft.memory.step import ITEMS, adapter, kept, peak
 from yaofang.sft.parts import Hardware
-from yaofang.sft.plan import longest, make_job, model_sizes, plan_config, read_zero, suggestions
-from yaofang.sft.plan_benchmark import CASES, measure
 from yaofang.sft.recipe import RECIPES, load_recipe
 from yaofang.vocab.errors import InputError
 

@@ -1,4 +1,4 @@
-"""The peak of a training step, followed through the moments at which it can be; see `sft.memory` for the sources.
+"""The peak of a training step, followed through the moments at which it can be; see `sft.memory.job` for the sources.
 
 `peak(sizes, job)` returns what is held at the highest moment, item by item. `kept(sizes, job)` is what autograd keeps of one
 layer, operation by operation. Knows sizes and a job, neither recipes nor files.
@@ -6,7 +6,7 @@ layer, operation by operation. Knows sizes and a job, neither recipes nor files.
 
 from __future__ import annotations
 
-from yaofang.sft.memory import FLOAT, GIB, HALF, NF4_BLOCK, TILE_ROWS, TILE_TOKENS, Job, Sizes
+from yaofang.sft.memory.job import FLOAT, GIB, HALF, NF4_BLOCK, TILE_ROWS, TILE_TOKENS, Job, Sizes
 
 ITEMS = ("weights", "adapter", "optimizer", "gradients", "activations", "layer", "mask", "head", "buffers", "context", "margin")
 """Of a card's memory, in the order in which they are shown."""

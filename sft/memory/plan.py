@@ -1,4 +1,4 @@
-"""What a recipe will need on each card, said before anything is loaded: `sft.memory_step`'s prediction for a recipe.
+"""What a recipe will need on each card, said before anything is loaded: `sft.memory.step`'s prediction for a recipe.
 
 The model's sizes come from config.json of `model.path`; where that folder is not there they are GLM-4-9B's, and the plan says
 so. What would fit is found by trying overrides in the same predictor. Knows nothing of tensors: torch is not imported.
@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from yaofang.sft.memory import FLOAT, GIB, HALF, Job, Sizes, Zero
-from yaofang.sft.memory_step import peak, trained, weight_bytes
+from yaofang.sft.memory.job import FLOAT, GIB, HALF, Job, Sizes, Zero
+from yaofang.sft.memory.step import peak, trained, weight_bytes
 from yaofang.sft.parts import Fresh, Hardware, Recipe
 from yaofang.sft.pretraining.recipe import load_pretrain_recipe
 from yaofang.sft.recipe import RECIPES, find_recipe, load_recipe
@@ -31,7 +31,7 @@ STEP = 64
 
 @dataclass(frozen=True)
 class Plan:
-    """The prediction for one card. Bytes; `items` in the order of `memory_step.ITEMS`."""
+    """The prediction for one card. Bytes; `items` in the order of `step.ITEMS`."""
 
     sizes: Sizes
     source: str

@@ -1,11 +1,11 @@
 """The plan's prediction beside the measured peak of training processes on a CPU, in float32.
 
-    python -m yaofang.sft.plan_benchmark --out docs/results/plan.json
+    yaofang bench plan --out docs/results/plan.json
 
 Every case trains a random model of GLM-4's architecture through the trainer of `sft.build` in processes of its own. Measured is
 the highest resident size (VmHWM of /proc/self/status) over the resident size after a first training, of a model of one layer on
-the same rows, when libraries, kernels and their work areas (some 10 MB) are there and that model is gone. The allocator gives freed blocks back at once, so
-that what is resident is what is held. Linux only.
+the same rows, when libraries, kernels and their work areas (some 10 MB) are there and that model is gone. The
+allocator gives freed blocks back at once, so that what is resident is what is held. Linux only.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from yaofang.data.provenance import write_result
-from yaofang.sft.memory import Sizes
-from yaofang.sft.memory_step import peak
+from yaofang.sft.memory.job import Sizes
+from yaofang.sft.memory.plan import make_job
+from yaofang.sft.memory.step import peak
 from yaofang.sft.parts import Recipe
-from yaofang.sft.plan import make_job
 from yaofang.vocab.errors import InputError
 
 MIB = 1 << 20
@@ -42,7 +42,7 @@ HONEST = {
 }
 """glibc: every block from 64 KiB on is mapped alone and given back when it is freed."""
 TIMEOUT = 900
-COMMAND = "python -m yaofang.sft.plan_benchmark --out docs/results/plan.json"
+COMMAND = "yaofang bench plan --out docs/results/plan.json"
 
 
 @dataclass(frozen=True)
@@ -107,17 +107,15 @@ def measure(
     """Every case (or those named) in processes of its own: predicted and measured peak over base, MB of 2^20 bytes.
 
     The result file `out` is written anew after each case; with `resume` the cases that it holds are not run again. A case that
-    was not run, or cannot be on this machine, stands in `not_run` with the reason.
+    was not run stands in `not_run`. Raises InputError for a name that is no case, and for a training that failed.
     """
+    for name in names:
+        if name not in CASES:
+            raise InputError(f"there is no case {name}", field="--only", way_out=f"Take some of: {', '.join(CASES)}.")
     cases = json.loads(out.read_text(encoding="utf-8"))["cases"] if resume and out is not None and out.exists() else {}
     skipped = {name: "not measured" for name in CASES if name not in cases}
     for name in names or CASES:
         if name in cases:
-            continue
-        reason = _cannot(CASES[name])
-        if reason is not None:
-            skipped[name] = reason
-            report(f"{name}: not run, {reason}")
             continue
         cases[name] = found = _run(name)
         del skipped[name]
@@ -139,16 +137,6 @@ def _result(cases: dict[str, Any], skipped: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _cannot(case: Case) -> str | None:
-    if case.training.get("sequence_parallel_size", 1) == 1:
-        return None
-    try:
-        import yaofang.sft.sequence_parallel  # noqa: F401
-    except ImportError as error:
-        return f"sequence parallelism cannot be imported ({error})"
-    return None
-
-
 def _run(name: str) -> dict[str, Any]:
     """One case in fresh processes; the largest of their peaks counts."""
     case = CASES[name]
@@ -156,7 +144,7 @@ def _run(name: str) -> dict[str, Any]:
         launch = [sys.executable, "-m"]
         if case.processes > 1:
             launch += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(case.processes), "-m"]
-        command = [*launch, "yaofang.sft.plan_benchmark", "--case", name, "--out", folder]
+        command = [*launch, "yaofang.sft.memory.benchmark", "--case", name, "--out", folder]
         done = subprocess.run(command, env={**os.environ, **HONEST}, capture_output=True, text=True, timeout=TIMEOUT)
         found = [json.loads(file.read_text(encoding="utf-8")) for file in Path(folder).glob("rank*.json")]
     if done.returncode or len(found) != case.processes:
@@ -267,18 +255,13 @@ def _status(name: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """All cases into a result file; with --case one case in this process, into a folder."""
-    parser = argparse.ArgumentParser(prog="python -m yaofang.sft.plan_benchmark", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="result file; with --case a folder")
-    parser.add_argument("--case", choices=CASES, help="train this case here")
-    parser.add_argument("--only", choices=CASES, action="append", default=[], help="measure these cases alone")
-    parser.add_argument("--resume", action="store_true", help="keep the cases that the result file holds")
+    """One case in this process, into a folder."""
+    parser = argparse.ArgumentParser(prog="python -m yaofang.sft.memory.benchmark", description=__doc__)
+    parser.add_argument("--case", choices=CASES, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder")
     given = parser.parse_args(arguments)
-    if given.case is not None:
-        logging.basicConfig(level=logging.WARNING)
-        train_case(CASES[given.case], given.out)
-        return
-    measure(given.only, lambda line: print(line, file=sys.stderr, flush=True), out=given.out, resume=given.resume)
+    logging.basicConfig(level=logging.WARNING)
+    train_case(CASES[given.case], given.out)
 
 
 if __name__ == "__main__":

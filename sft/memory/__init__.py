@@ -1,0 +1,1 @@
+"""What a training run needs of a card: the prediction, and its check against measured peaks."""
