@@ -55,14 +55,18 @@ class Split:
 
 
 def read_corpus(paths: Sequence[str | Path], *, per: Per = "file", text_field: str = "text", skip_bad: bool = False) -> Corpus:
-    """Read files, and folders with all that is in them but hidden files. `per` says what of a plain text is one document.
+    """Read files, and folders with all that is in them but hidden files, each file once. `per` says what of a plain text is
+    one document.
 
     Raises InputError for bytes that are not UTF-8, a row without text under `text_field`, a file of another kind that is
     named itself, and where there is no document at all; with `skip_bad` only the last, the rest is listed in `skipped`.
     """
-    corpus = Corpus()
+    corpus, read = Corpus(), set[Path]()
     for path in paths:
         for file in _files(Path(path), corpus):
+            if (own := file.resolve()) in read:
+                continue
+            read.add(own)
             corpus.files += 1
             for found in _documents(file, per, text_field):
                 _take(found, corpus, skip_bad)
@@ -130,7 +134,7 @@ def _take(found: Document | InputError, corpus: Corpus, skip_bad: bool) -> None:
 
 def _documents(file: Path, per: Per, text_field: str) -> Iterator[Document | InputError]:
     """The documents of a file, blank ones with an empty text; an InputError takes the place of one that cannot be read."""
-    if file.stat().st_size == 0:
+    if not file.read_bytes().removeprefix(BOM.encode()).strip():
         yield Document(str(file), "")
     elif file.suffix.lower() in JSON:
         for line, value in json_rows(file):

@@ -8,9 +8,9 @@ a planned list. They are written at once and pass through the model together wit
 one forward a choice and not one an id. Rows of a batch need not be at the same place: each gives its own run of ids, padded
 on the left, and padding is no column that anybody attends to. The ids are the same as one by one (tests).
 
-**Guessed separators.** After a name that cannot grow only the separator and the end are left, and mostly it is the separator.
-It passes through the model with the name, unwritten: what the model says after the name decides as ever, and if it is the
-separator, what comes after it has been read already. If it is the end, the row is done and nobody looks at the guess again.
+**Drafts** (`decoding.drafts`). What may well follow, such as the separator after a name that cannot grow, passes through the
+model with what is written, unwritten itself. What the model says decides as ever: where the choice is the draft, what comes
+after it has been read already; where it is not, the columns of the draft are struck out.
 
 **Voting.** Models m = 1..M (folds) vote for whole names, not for tokens: the probability of a name t1..tk is
 (1/M) sum over m of P_m(t1) P_m(t2|t1) ... P_m(tk|..), each P_m renormalised over the allowed ids. Written token by
@@ -29,6 +29,7 @@ import torch
 
 from yaofang.decoding.bias import Bias
 from yaofang.decoding.constraint import Constraint, Ids, Phase, State
+from yaofang.decoding.drafts import Drafts
 from yaofang.decoding.masking import gathered
 from yaofang.decoding.running import Run, check_same_tokenizer, pad_left
 from yaofang.decoding.trie import ROOT
@@ -69,8 +70,8 @@ class Row:
     """States before the ids that are written but whose probabilities are not known yet."""
     unfed: int = 0
     """Ids at the end that no model has read."""
-    guessed: bool = False
-    """The models have read a separator after the last id that is not written yet."""
+    draft: list[int] = field(default_factory=list)
+    """Ids that the models have read after the last one, and that are not written yet."""
     choices: int = 0
     """Choices made so far, forced ids left out: which of the prompt's random numbers is next."""
 
@@ -132,6 +133,8 @@ class Generation:
         self._points: list[torch.Tensor] = []
         """For the first choice of all rows, the second and so on: a point in [0, 1) for each row."""
         self._plans = [list(plan) for plan in plans] if plans is not None else [[] for _ in self.rows]
+        # A plan says what follows, and draws seldom follow a draft.
+        self._drafts = Drafts(constraint, prompts, learned=seeds is None and plans is None)
         ids, seen = pad_left(prompts, models[0].template.pad_id)
         self.runs = [Run(loaded, ids, seen, copies) for loaded in models]
         self._weights = torch.zeros(len(models), len(self.rows), device=models[0].device)
@@ -163,7 +166,7 @@ class Generation:
         self._drop_ended()
         carried = [self.rows[number] for number in self._slots]
         chunks = [self._chunk(row) for row in carried]
-        keep = max((len(row.waiting) + row.guessed for row in self.rows), default=0) + 1
+        keep = max((len(row.waiting) + len(row.draft) for row in self.rows), default=0) + 1
         for run in self.runs:
             run.extend(chunks, keep=keep)
         for row in self.rows:
@@ -171,19 +174,12 @@ class Generation:
         self.forwards += 1
 
     def _chunk(self, row: Row) -> list[int]:
-        """What the models have to read of a row, with the separator that is guessed after it."""
+        """What the models have to read of a row, with the draft after it."""
         if not (row.running or row.waiting):
             return []
-        row.guessed = self._jump and self._ends_or_goes_on(row)
-        return row.ids[len(row.ids) - row.unfed :] + [self.constraint.ids.drug_separator] * row.guessed
-
-    def _ends_or_goes_on(self, row: Row) -> bool:
-        """Whether the only choice is between separator and end, and another one could follow."""
-        ids = self.constraint.ids
-        if len(row.ids) + 1 >= row.limit or row.state.phase != Phase.LIST:
-            return False
-        allowed = self.constraint.allowed(row.state)
-        return len(allowed) == 2 and ids.end in allowed and ids.drug_separator in allowed
+        if self._jump and row.running:
+            row.draft = self._drafts.after(row.state, row.ids, row.limit - len(row.ids) - 1)
+        return row.ids[len(row.ids) - row.unfed :] + row.draft
 
     def _drop_ended(self) -> None:
         """Take rows that have ended out of the models' batch, once they are many; not if their caches may be wanted later."""
@@ -205,23 +201,30 @@ class Generation:
         logits = self._logits()
         self._note_waiting(logits)
         running = [row for row in self.rows if row.running]
-        guessed = [row for row in running if row.guessed]
-        self._choose(logits, running)
-        for row in guessed:
-            row.guessed = False
-        # Where the guess was right, what comes after it has been read too.
-        if right := [row for row in guessed if row.running]:
-            for row in right:
-                row.unfed = 0
+        some = running
+        while some:
+            self._choose(logits, some)
+            some = [row for row in some if self._as_drafted(row)]
+            for row in some:
                 row.choices -= len(self.constraint.allowed(row.state)) == 1
-            self._choose(logits, right)
         if self._jump:
             for row in running:
                 self._write_forced(row)
 
+    def _as_drafted(self, row: Row) -> bool:
+        """Whether the models have read the id just written, so that the next choice can be made too; else the draft goes."""
+        draft, row.draft = row.draft, []
+        if draft and row.running and draft[0] == row.ids[-1]:
+            row.draft, row.unfed = draft[1:], 0
+            return True
+        if draft and row.running:
+            for run in self.runs:
+                run.forget(self._slots[row.number], len(draft))
+        return False
+
     def _choose(self, logits: torch.Tensor, rows: Sequence[Row]) -> None:
         """One choice in each of these rows, by what the models say after its last id."""
-        here = logits[:, [self._slots[row.number] for row in rows], [-1 - row.guessed for row in rows]]
+        here = logits[:, [self._slots[row.number] for row in rows], [-1 - len(row.draft) for row in rows]]
         seen, allowed = self._see(here, [row.state for row in rows])
         mixed = self._mixed(seen, rows)
         picked = self._picked(seen, mixed, rows, allowed)
@@ -266,6 +269,7 @@ class Generation:
         row.state = self.constraint.step(row.state, token)
         row.ids.append(token)
         row.unfed += 1
+        self._drafts.learn(row.ids)
 
     def _write_forced(self, row: Row) -> None:
         """What must follow, and what is planned, without asking the models; their numbers are noted when they have read it."""
@@ -294,7 +298,7 @@ class Generation:
             rows, states = [row for row, _ in some], [row.waiting[at] for row, at in some]
             back = [len(row.waiting) - at for row, at in some]
             tokens = [row.ids[-one] for row, one in zip(rows, back, strict=True)]
-            places = [-1 - one - row.guessed for row, one in zip(rows, back, strict=True)]
+            places = [-1 - one - len(row.draft) for row, one in zip(rows, back, strict=True)]
             here = logits[:, [self._slots[row.number] for row in rows], places]
             seen, allowed = self._see(here, states)
             picked = [int(np.flatnonzero(ids == token)[0]) for ids, token in zip(allowed, tokens, strict=True)]
@@ -342,7 +346,7 @@ class Generation:
         for number, at in enumerate(at_root):
             row, place = rows[at], places[at]
             row.first[place] = said[:, number]
-            row.columns[place] = self.runs[0].columns - (len(row.ids) - place) - row.guessed
+            row.columns[place] = self.runs[0].columns - (len(row.ids) - place) - len(row.draft)
 
     def _note(self, row: Row, before: State, numbers: Numbers, log_p: torch.Tensor | None, after: State | None = None) -> None:
         """Append an id's numbers; `log_p` [models] is what each of several models gave it, None where it was certain.

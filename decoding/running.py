@@ -65,6 +65,10 @@ class Run:
             mask = mask.tril(self.columns - fresh) | own
         return mask
 
+    def forget(self, row: int, columns: int) -> None:
+        """Let nobody attend to a row's last columns any more: what was read there was not written."""
+        self.seen[row, -columns:] = 0
+
     def keep(self, places: Sequence[int]) -> None:
         """Go on with these rows alone, in this order."""
         picked = torch.tensor(places, device=self.loaded.device)

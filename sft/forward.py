@@ -174,7 +174,8 @@ class _TrainingForward:
         own = following if group is None else group.cut(following, IGNORED)
         if own.is_cuda and sparse is None:
             found = self.plain(**inputs, shift_labels=own, fused_lm_head=True)
-            scores = _Scores(found.log_probs, found.entropy, found.is_top1, found.mean_logits)
+            entropy = None if found.entropy is None else found.entropy.detach()  # gathered beside log p: it would get zeros
+            scores = _Scores(found.log_probs, entropy, found.is_top1, found.mean_logits)
         else:
             first = 0 if group is None else group.rank * own.shape[1]
             scores = _score_labelled(model, inputs, own, None if sparse is None else _shifted(sparse, own, length, first))

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yaofang.decoding.constraint import AnswerIds
+from yaofang.sft import ranks
 from yaofang.sft.answer_parts import Name, find_answers, find_names, labels_of
 from yaofang.sft.examples import Example
 from yaofang.sft.parts import Recipe
@@ -58,7 +59,9 @@ def plan_examples(
     tail, training = recipe.tail, recipe.training
     expected = np.ones(len(examples)) if weights is None else np.array(weights, dtype=np.float64)
     shuffled = recipe.data.drug_order == "shuffled"
-    if not (tail.repeat_below or shuffled or (expected != 1).any()):
+    # transformers' sampler of like lengths draws from a generator that dropout may have driven apart in the processes.
+    by_processes = training.group_by_length and ranks.world() > 1
+    if not (tail.repeat_below or shuffled or by_processes or (expected != 1).any()):
         return PlannedRun(list(examples), training.epochs, shuffle=True)
     names = [_names(example, ids) for example in examples]
     if tail.repeat_below:

@@ -6,6 +6,7 @@ Without torchrun there is one process, and everything here returns at once. Know
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +20,8 @@ from yaofang.vocab.errors import InputError
 Found = TypeVar("Found")
 PATIENCE = timedelta(days=30)
 """How long a rank waits for another. torchrun ends all ranks when one fails, so this is no failure detector."""
+GRACE = 60.0
+"""Seconds for the first rank of a machine to say what is wrong with the input, before another one says it."""
 
 
 def rank() -> int:
@@ -35,22 +38,33 @@ def world() -> int:
 def joined() -> Iterator[None]:
     """The processes connected while the block runs (nccl with CUDA, else gloo), unless somebody connected them before.
 
-    Bad input is found by all of them alike: one process a machine says so, the others end quietly with the same exit code.
+    Bad input is mostly found by all of them: the first of a machine says so and ends, and torchrun ends the others, which wait
+    for that. One that found it alone says it after `GRACE`. Raises InputError for more processes than cards.
     """
     opened = world() > 1 and not distributed.is_initialized()
-    if opened and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if opened:
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
+        if opened:
+            _connect()
         yield
     except InputError:
         if int(os.environ.get("LOCAL_RANK", "0")):
-            raise SystemExit(2) from None
+            time.sleep(GRACE)
         raise
-    finally:
-        if opened:
-            distributed.destroy_process_group()
+    # Never after an error: NCCL would wait here for ranks that wait elsewhere, and torchrun would not see that this one failed.
+    if opened:
+        distributed.destroy_process_group()
+
+
+def _connect() -> None:
+    if not torch.cuda.is_available():
+        distributed.init_process_group("gloo", timeout=PATIENCE)
+        return
+    cards, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if here > cards:
+        problem = f"{here} processes were started on this machine, which shows {cards} cards"
+        raise InputError(problem, way_out=f"Start with torchrun --nproc-per-node {cards}.")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    distributed.init_process_group("nccl", timeout=PATIENCE)
 
 
 def wait() -> None:

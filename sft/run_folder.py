@@ -68,6 +68,8 @@ def check_same(recipe: Recipe, out: Path) -> None:
     """Refuse to go on with another recipe; how long to train and how often to log and save may change."""
     file = out / "recipe.yaml"
     if not file.exists():
+        if out.exists() and {path.name for path in out.iterdir()} - {"checkpoints"}:
+            raise InputError("this folder holds no run", file=out, way_out="Give another folder with --out.")
         return
     free = {"training": {"epochs", "max_steps", "stop_at", "log_every", "save_every"}}
     if load_recipe(str(file)).model_dump(exclude=free) != recipe.model_dump(exclude=free):

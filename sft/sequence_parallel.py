@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from yaofang.sft.ranks import PATIENCE
 from yaofang.vocab.errors import InputError
 
 IMPLEMENTATION = "sequence_parallel"
@@ -99,7 +100,7 @@ def sequence_group(size: int, heads: int, kv_heads: int) -> SequenceGroup | None
     own = None
     for first in range(0, world, size):
         ranks = list(range(first, first + size))
-        handle = distributed.new_group(ranks)  # every process must take part in making every group
+        handle = distributed.new_group(ranks, timeout=PATIENCE)  # every process takes part in making every group
         if distributed.get_rank() in ranks:
             own = SequenceGroup(handle, size, distributed.get_rank() - first)
     return own

@@ -19,7 +19,7 @@ class StopAt(TrainerCallback):  # type: ignore[misc]  # transformers has no type
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Called by the trainer after every step."""
-        control.should_training_stop = state.global_step >= self.step
+        control.should_training_stop = control.should_training_stop or state.global_step >= self.step
         return control
 
 

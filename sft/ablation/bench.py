@@ -88,7 +88,7 @@ CELLS = (
         "打包",
         "several records in a row, as many tokens a step",
         # The record's turn keeps its budget: it is what the answer's room leaves of the length.
-        ("data.packing=true", "data.max_length=681", "data.answer_tokens=550", "training.batch_size=2"),
+        ("data.packing=true", "data.max_length=740", "data.answer_tokens=609", "training.batch_size=2"),
     ),
 )
 
@@ -134,7 +134,8 @@ def hold_out(records: Sequence[Record], every: int = HELD_OUT) -> tuple[list[Rec
             continue
         there |= thin
         kept.append(record)
-    return kept, tuple(unseen), tuple(once)
+    lost = [label for label in once if label not in there]  # its records all hold another of these labels
+    return kept, (*unseen, *lost), tuple(label for label in once if label in there)
 
 
 def cells_of(names: Sequence[str] = ()) -> tuple[Cell, ...]:
@@ -171,7 +172,8 @@ def bench(
     report: Report = lambda _: None,
     launch: Callable[[Plan, Cell, int, Path], list[str]] | None = None,
 ) -> dict[str, Any]:
-    """Do the runs that are not in the result file yet, and return the file's content. `board` is called if there are any.
+    """Do the runs that are not in the result file yet, and return the file's content. `board` is called if there are any,
+    or if the file is out of date.
 
     `launch` makes the command of a run that leaves its result in the given file (default: `sft/ablation/run.py`). Raises
     InputError if the file holds runs and is not to be gone on with, or if its runs came from other records or another recipe.
@@ -181,7 +183,7 @@ def bench(
     known = _usable(result.get("runs", []), report)
     todo = [run for run in wanted if run not in known]
     report(f"{len(wanted) - len(todo)} runs are done, {len(todo)} to do")
-    if not todo:
+    if not todo and len(known) == len(result["runs"]) and not _changed(result, _common(plan, vocabulary, conflicts)):
         return result
     made = board()
     state = _State(plan, made, vocabulary, conflicts, known)
@@ -239,17 +241,14 @@ class _State:
     ) -> None:
         self.plan, self.board, self.vocabulary, self.conflicts, self.known = plan, board, vocabulary, conflicts, known
         self.setting = {
-            "recipe": sha256_of(dump_recipe(load_recipe(plan.recipe)))[:12],
+            **_common(plan, vocabulary, conflicts),
             "train": data_hash(board.train),
             "test": data_hash(board.test),
-            "vocabulary": vocabulary.version,
-            "conflicts": conflicts.version,
         }
 
     def check(self, result: Mapping[str, Any]) -> None:
         """Raise InputError if the runs of the result file came from something else."""
-        before = result.get("setting", self.setting)
-        other = [key for key, value in self.setting.items() if before.get(key) != value]
+        other = _changed(result, self.setting)
         if self.known and other:
             way_out = "Give another file with --out, or remove this one."
             raise InputError(f"its runs had another {', '.join(other)}", file=self.plan.out, way_out=way_out)
@@ -279,6 +278,18 @@ class _State:
         return written
 
 
+def _common(plan: Plan, vocabulary: Vocabulary, conflicts: ConflictTable) -> dict[str, str]:
+    """What all runs share beside their records, as versions."""
+    recipe = sha256_of(dump_recipe(load_recipe(plan.recipe)))[:12]
+    return {"recipe": recipe, "vocabulary": vocabulary.version, "conflicts": conflicts.version}
+
+
+def _changed(result: Mapping[str, Any], setting: Mapping[str, str]) -> list[str]:
+    """In what the runs of a result file came from something else."""
+    before = result.get("setting", setting)
+    return [key for key, value in setting.items() if before.get(key) != value]
+
+
 def _order(run: Run) -> tuple[int, int]:
     return [cell.name for cell in CELLS].index(run[0]), run[1]
 
@@ -286,8 +297,13 @@ def _order(run: Run) -> tuple[int, int]:
 def _read(out: Path, resume: bool) -> dict[str, Any]:
     if not out.exists():
         return {}
-    result: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-    if result.get("runs") and not resume:
+    try:
+        result: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"no valid JSON ({error})", file=out, way_out="Give another file with --out.") from error
+    if not isinstance(result, dict) or not isinstance(result.get("runs"), list):
+        raise InputError("this is no result of this bench", file=out, way_out="Give another file with --out.")
+    if result["runs"] and not resume:
         way_out = "Go on with --resume, or give another file with --out."
         raise InputError("the file holds runs already", file=out, way_out=way_out)
     return result

@@ -100,7 +100,7 @@ def measure(
         done = recommend(loaded, board, vocabulary, known, cell.modes[0] if mode == UNSAFE else mode)
         named = [one.labels for one in done]
         lists[mode] = packed(named, vocabulary)
-        figures[mode] = {**figures_of(board, named, vocabulary, conflicts), **_more(board, done, mode)}
+        figures[mode] = {**figures_of(board, named, vocabulary, conflicts), **_more(board, done, mode, loaded.answer)}
     return {"figures": figures, "lists": lists}
 
 
@@ -130,11 +130,12 @@ def without_conflicts(conflicts: ConflictTable) -> ConflictTable:
     return ConflictTable(conflicts.vocabulary, no_sources, "none", np.zeros_like(conflicts.tiers))
 
 
-def _more(board: Sequence[Record], done: Sequence[Recommendation], mode: str) -> dict[str, float | None]:
-    """The mass that the mask took away, a mean over all drugs listed; and the exact F1 of diagnoses that were generated."""
+def _more(board: Sequence[Record], done: Sequence[Recommendation], mode: str, answer: str) -> dict[str, float | None]:
+    """The mass that the mask took away, a mean over all drugs listed; and the exact F1 of diagnoses that were generated, if
+    the model was trained to write any."""
     masses = [drug.masked_mass for one in done for drug in one.drugs]
     found: dict[str, float | None] = {"masked_mass": float(np.mean(masses))}
-    if mode == "generated":
+    if mode == "generated" and answer != "drugs_only":
         names = [[diagnosis.name for diagnosis in one.diagnoses] for one in done]
         values = [exact_f1(record.diagnoses, own) for record, own in zip(board, names, strict=True) if record.diagnoses]
         found["diagnosis_f1"] = float(np.mean(values))

@@ -103,8 +103,11 @@ def _base(folder: Path, settings: dict[str, Any]) -> Path:
 def _quantized(folder: Path) -> Literal["8bit", "4bit"] | None:
     """What the run's recipe says; an adapter without a recipe says nothing."""
     file = folder / "recipe.yaml"
-    value = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else None
-    found = (value or {}).get("model", {}).get("quantize")
+    try:
+        value = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else None
+        found = value["model"].get("quantize") if value else None
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
+        raise InputError("this is no recipe", file=file, way_out="Copy the run again.") from error
     return found if found in ("8bit", "4bit") else None
 
 

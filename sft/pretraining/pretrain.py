@@ -25,7 +25,7 @@ from yaofang.data.ward.simulate import simulate
 from yaofang.glm.template import ChatTemplate
 from yaofang.sft import ranks
 from yaofang.sft.build import build_trainer, training_arguments
-from yaofang.sft.checkpoints import copy_weights, drop_torn, whole_checkpoints
+from yaofang.sft.checkpoints import copy_weights, drop_torn, step_of, whole_checkpoints
 from yaofang.sft.examples import Example
 from yaofang.sft.pretraining.perplexity import Measure, Text
 from yaofang.sft.pretraining.recipe import PretrainRecipe, load_pretrain_recipe
@@ -67,10 +67,18 @@ def pretrain(
             "data": sha256_of(*texts)[:12],
             "corpus": _sizes(split, examples, trainer),
             "held_out": None if measured is None else held_out_result(measured),
-            "metrics": dict(answer.metrics),
+            "metrics": _metrics(trainer, checkpoint, dict(answer.metrics)),
         }
         ranks.from_first(lambda: _write_run(recipe, out, trainer, start, body))
         return body
+
+
+def _metrics(trainer: SFTTrainer, checkpoint: Path | None, metrics: dict[str, Any]) -> dict[str, Any]:
+    """The trainer's metrics; where a resumed run had nothing left to do, the loss is the mean of those that were logged."""
+    if checkpoint is not None and trainer.state.global_step == step_of(checkpoint):
+        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        metrics["train_loss"] = sum(losses) / max(1, len(losses))
+    return metrics
 
 
 def read_split(recipe: PretrainRecipe, skip_bad: bool) -> Split:

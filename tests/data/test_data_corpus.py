@@ -29,6 +29,14 @@ def test_a_folder_is_read_in_the_order_of_its_names_and_other_files_are_counted(
     assert (corpus.files, corpus.ignored, corpus.empty) == (5, 1, 2)
 
 
+def test_a_file_that_is_named_twice_is_read_once_and_one_of_blanks_is_an_empty_document(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("高血压", encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text("\ufeff\n \n", encoding="utf-8")
+    corpus = read_corpus([tmp_path, tmp_path / "a.txt", tmp_path / "b.jsonl"])
+    assert [document.text for document in corpus.documents] == ["高血压"]
+    assert (corpus.files, corpus.empty) == (2, 1)
+
+
 def test_a_text_is_one_document_or_one_a_paragraph_or_one_a_line(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("\n一\n二\n \n\n三\n", encoding="utf-8")

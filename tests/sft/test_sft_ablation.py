@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,19 @@ def test_held_out_labels_are_in_no_training_record_and_rare_ones_in_one() -> Non
     untouched = set(before) - {*unseen, *once, "常用药"}
     assert all(counts[label] == before[label] for label in untouched)
     assert [one.id for one in kept] == [one.id for one in made if one in kept]
+
+
+def test_a_label_whose_records_all_hold_other_thinned_labels_counts_as_unseen() -> None:
+    names = [f"药{n:02}" for n in range(40)]
+    _, _, (a, b, c, *_) = hold_out([record(n, [name]) for n, name in enumerate(names * 3)], every=8)
+    lists = [[name] for name in names if name != b] + [[name] for name in names * 2 if name not in (a, b, c)]
+    lists += [[a, b], [a, b], [b, c], [c]]
+    kept, unseen, once = hold_out([record(n, own) for n, own in enumerate(lists)], every=8)
+    counts = Counter(label for one in kept for label in one.drugs)
+    assert b in unseen
+    assert counts[b] == 0
+    assert {a, c} <= set(once)
+    assert all(counts[label] == 1 for label in once)
 
 
 def test_packed_lists_come_back(vocabulary: Vocabulary) -> None:
@@ -274,6 +288,30 @@ def test_a_resumed_bench_does_what_is_missing_and_nothing_twice(
     assert bench(plan_in(tmp_path), never, vocabulary, conflicts, resume=True) == result
 
 
+def test_a_bench_with_nothing_left_to_do_still_refuses_another_recipe_and_drops_cells_that_changed(
+    tmp_path: Path, vocabulary: Vocabulary, conflicts: ConflictTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_in(tmp_path, seeds=1)
+    bench(plan, board, vocabulary, conflicts, launch=launcher(vocabulary))
+    with pytest.raises(InputError, match="its runs had another recipe"):
+        bench(replace(plan, recipe="tiny"), board, vocabulary, conflicts, resume=True)
+    changed = tuple(Cell("adamw", "AdamW", "b", ("training.adam_beta2=0.9",)) if c.name == "adamw" else c for c in CELLS)
+    monkeypatch.setattr(ablation, "CELLS", changed)
+    result = bench(replace(plan, cells=cells_of(["repeat"])[:1]), board, vocabulary, conflicts, resume=True)
+    assert [run["cell"] for run in result["runs"]] == ["base"]
+    assert result["table"]["adamw"] is None
+
+
+@pytest.mark.parametrize("text", ['{"rows": {}}', "[]", '{"runs"'])
+def test_a_file_that_is_no_result_of_this_bench_is_not_overwritten(
+    text: str, tmp_path: Path, vocabulary: Vocabulary, conflicts: ConflictTable
+) -> None:
+    (tmp_path / "ablation.json").write_text(text)
+    with pytest.raises(InputError, match=r"no result of this bench|no valid JSON"):
+        bench(plan_in(tmp_path), board, vocabulary, conflicts, launch=launcher(vocabulary))
+    assert (tmp_path / "ablation.json").read_text() == text
+
+
 def test_runs_of_other_records_or_of_a_cell_that_changed_are_not_gone_on_with(
     tmp_path: Path, vocabulary: Vocabulary, conflicts: ConflictTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,6 +371,14 @@ def test_the_unsafe_pass_alone_writes_conflicts(
     assert found["figures"]["unsafe"]["t1_pairs"] > 0
     assert 0 <= found["figures"]["generated"]["diagnosis_f1"] <= 1
     assert set(found["figures"]) == {"given", "generated", "unsafe"}
+
+
+def test_a_model_that_writes_drugs_alone_has_no_figure_of_diagnoses(vocabulary: Vocabulary, conflicts: ConflictTable) -> None:
+    only = replace(random_tiny(hidden=32, layers=1), answer="drugs_only")
+    cell = next(cell for cell in CELLS if cell.name == "drugs_only")
+    found = ablation_run.measure(cell, only, records(2), vocabulary, conflicts)["figures"]
+    assert set(found) == {"generated", "unsafe"}
+    assert "diagnosis_f1" not in found["generated"]
 
 
 def test_a_run_trains_the_cell_and_leaves_nothing_but_its_result(tmp_path: Path, vocabulary: Vocabulary) -> None:

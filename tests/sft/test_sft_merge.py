@@ -198,12 +198,24 @@ def test_an_adapter_of_zeros_is_merged_and_named(base: Path, records: Path, tmp_
     assert any("all zeros" in note for note in body["notes"])
 
 
+@pytest.mark.parametrize("layer", [None, 1])
 def test_a_merge_that_loses_a_layer_or_the_adapter_is_not_published(
-    run: Path, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layer: int | None, run: Path, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from peft import PeftModel
+    from peft.tuners.lora import LoraModel
 
-    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self, **_: self.unload(), raising=False)
+    merge_all = LoraModel.merge_and_unload
+
+    def merge_some(self: Any, **options: Any) -> Any:
+        if layer is None:
+            return self.unload()
+        for name, value in self.named_parameters():
+            if f"layers.{layer}." in name and "lora_B" in name:
+                value.data.zero_()
+        return merge_all(self.base_model, **options)
+
+    monkeypatch.setattr(PeftModel, "merge_and_unload", merge_some, raising=False)
     with pytest.raises(InputError, match="differ from base"):
         merge(run, tmp_path / "out", records=records, device="cpu")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
@@ -295,6 +307,10 @@ def test_what_cannot_be_merged_or_written_is_refused_with_a_way_out(run: Path, b
     for folder, out, options, message in cases:
         with pytest.raises(InputError, match=message):
             merge(folder, out, device="cpu", **options)
+    for text in ("model: [", "- a", "model: 3"):
+        (run / "recipe.yaml").write_text(text)
+        with pytest.raises(InputError, match="this is no recipe"):
+            merge(run, tmp_path / "out", device="cpu")
     change(run / "adapter_config.json", modules_to_save=["lm_head"])
     with pytest.raises(InputError, match="modules_to_save"):
         merge(run, tmp_path / "out", device="cpu")

@@ -190,6 +190,10 @@ def test_a_resumed_pretraining_ends_where_an_unbroken_one_does(
     pretrain(recipe(texts, training={**SHORT, "stop_at": 3}), tmp_path / "broken")
     resumed = pretrain(recipe(texts), tmp_path / "broken", resume=True)
     assert resumed["held_out"] == body["held_out"]
+    again = pretrain(recipe(texts), tmp_path / "broken", resume=True)  # nothing is left to do
+    assert again["held_out"] == body["held_out"]
+    print([h.get("loss") for h in json.loads((tmp_path/"broken"/"checkpoints"/"checkpoint-6"/"trainer_state.json").read_text())["log_history"]], [h.get("loss") for h in json.loads((whole/"checkpoints"/"checkpoint-6"/"trainer_state.json").read_text())["log_history"]], body["metrics"], again["metrics"])
+    assert again["metrics"]["train_loss"] == pytest.approx(body["metrics"]["train_loss"], rel=1e-3)
     one, two = (load_model(folder, device="cpu").model.state_dict() for folder in (whole, tmp_path / "broken"))
     assert all(torch.equal(one[key], two[key]) for key in one)
     with pytest.raises(InputError, match="another recipe"):

@@ -131,6 +131,7 @@ def trajectory(out: Path) -> list[float]:
     return [log[name] for log in logs if "loss" in log for name in ("loss", "grad_norm")]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="one process on a CUDA device is no reference for gloo")
 @pytest.mark.parametrize(
     ("processes", "settings", "resumed"),
     [

@@ -224,3 +224,12 @@ def test_bad_input_is_said_once_and_ends_all_processes(place: Path, tmp_path: Pa
     assert done.returncode != 0
     assert done.stderr.count("the run folder is not empty") == 1
     assert "exitcode  : 2" in done.stderr
+
+
+@NIGHTLY
+def test_bad_data_that_each_process_finds_for_itself_is_said_once(place: Path, tmp_path: Path) -> None:
+    short = sets("data.max_length=100", "data.answer_tokens=90")
+    done = launch(2, "--config", place / "full.yaml", "--out", tmp_path / "run", *short)
+    assert done.returncode != 0
+    assert done.stderr.count("Make data.max_length larger") == 1
+    assert "exitcode  : 2" in done.stderr

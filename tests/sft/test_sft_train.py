@@ -14,7 +14,7 @@ from yaofang.data.records import Record, write_records
 from yaofang.glm.loading import load_model
 from yaofang.glm.template import ChatTemplate
 from yaofang.glm.tiny import random_tiny
-from yaofang.sft.checkpoints import mark
+from yaofang.sft.checkpoints import mark, whole_checkpoints
 from yaofang.sft.examples import build_examples, prompt_budget
 from yaofang.sft.parts import Recipe
 from yaofang.sft.recipe import load_recipe
@@ -210,6 +210,11 @@ def test_a_run_stops_at_its_step_with_the_schedule_of_the_whole_length(tmp_path:
     assert state["log_history"][3]["learning_rate"] > 3e-3
 
 
+def test_a_step_to_stop_at_beyond_the_end_changes_nothing(tmp_path: Path) -> None:
+    train(recipe(tmp_path, training={**_short(), "max_steps": 3, "stop_at": 9}), tmp_path / "run")
+    assert [folder.name for folder in whole_checkpoints(tmp_path / "run" / "checkpoints")] == ["checkpoint-2", "checkpoint-3"]
+
+
 def test_a_run_tells_decoding_how_it_was_trained(finished: Path) -> None:
     loaded = load_model(finished / "run", device="cpu")
     data = recipe(finished).data
@@ -224,3 +229,9 @@ def test_a_run_tells_decoding_how_it_was_trained(finished: Path) -> None:
 def test_a_run_is_not_resumed_with_another_recipe(finished: Path) -> None:
     with pytest.raises(InputError, match="another recipe"):
         train(recipe(finished, training={**_short(), "max_steps": 4, "seed": 7}), finished / "run", resume=True)
+
+
+def test_a_folder_that_holds_no_run_is_not_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="holds no run"):
+        train(recipe(tmp_path), tmp_path, resume=True)

@@ -1,0 +1,68 @@
+"""Ids that may well follow, to be read by the models before they are chosen: speculative decoding by looking up.
+
+Knows the constraint and ids; no tensor, no text. A draft changes no choice: it passes through the model behind what is written,
+what the model says decides as ever, and only where the choice is the draft has the next place been read already.
+
+Three sources, in this order. What the constraint forces. Separator, where a name cannot grow and the choice is between
+separator and end. What came last after the same two ids (or one) in the prompts of the batch or in what its rows have
+written, as in prompt lookup decoding (Saxena, 2023); in the diagnoses, failing that, their separator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from yaofang.decoding.constraint import Constraint, Phase, State
+
+MOST = 2
+"""Ids drafted at once. Each is read by the model whether it is right or not."""
+
+
+class Drafts:
+    """Drafts for the rows of one batch. `learned` False drafts separators and forced ids alone."""
+
+    def __init__(self, constraint: Constraint, prompts: Sequence[Sequence[int]], *, learned: bool) -> None:
+        self._constraint = constraint
+        self._learned = learned
+        self._after: dict[tuple[int, ...], int] = {}
+        if learned:
+            for ids in prompts:
+                self._after.update(zip(zip(ids), ids[1:], strict=False))
+                self._after.update(zip(pairwise(ids), ids[2:], strict=False))
+
+    def learn(self, ids: Sequence[int]) -> None:
+        """Remember what the last of a row's written ids came after."""
+        if self._learned:
+            for length in (1, 2):
+                if len(ids) > length:
+                    self._after[tuple(ids[-1 - length : -1])] = ids[-1]
+
+    def after(self, state: State, ids: Sequence[int], most: int) -> list[int]:
+        """At most so many ids that may follow a row's `ids`, which led to `state`; they stay in its phase."""
+        found: list[int] = []
+        last, phase = tuple(ids[-2:]), state.phase
+        while len(found) < min(most, MOST):
+            token = self._next(state, last)
+            if token is None:
+                break
+            after = self._constraint.step(state, token)
+            if after.phase != phase:
+                break
+            found.append(token)
+            state, last = after, (*last[-1:], token)
+        return found
+
+    def _next(self, state: State, last: tuple[int, ...]) -> int | None:
+        ids, allowed = self._constraint.ids, self._constraint.allowed(state)
+        if state.phase == Phase.LIST:
+            if len(allowed) == 1:
+                return int(allowed[0])
+            if len(allowed) == 2 and ids.drug_separator in allowed and ids.end in allowed:
+                return ids.drug_separator
+        if not self._learned:
+            return None
+        token = self._after.get(last, self._after.get(last[-1:]) if state.phase != Phase.LIST else None)
+        if token is None and state.phase == Phase.DIAGNOSES and last[-1:] != (ids.diagnosis_separator,):
+            token = ids.diagnosis_separator
+        return token if token is not None and token in allowed else None
