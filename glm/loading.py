@@ -225,16 +225,16 @@ def _root_of(folder: Path) -> Path:
     return folder if base == folder else _root_of(base)
 
 
-def folder_version(folder: Path) -> str:
+def folder_version(folder: Path, base: Path | None = None) -> str:
     """Twelve hex digits that change when the model or an adapter's base does: contents up to 64 MiB a file, else size and a
-    sample of them.
+    sample of them. `base` stands for the base that an adapter names, where it has moved.
     """
     parts: list[str | bytes | Path] = []
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")]):
         parts += [file.name, file if file.stat().st_size < LARGE else _sample(file)]
     trained = _trained(folder) or {}
     parts += [f"{key} {trained[key]}" for key in ("answer", "prefix_lm") if trained.get(key)]
-    base = _base_of(folder)
+    base = base or _base_of(folder)
     if base != folder:
         parts.append(folder_version(base))
     return sha256_of(*parts)[:12]

@@ -36,6 +36,13 @@ log = logging.getLogger(__name__)
 class RunTrainer(ValidatingTrainer):
     """The trainer of a run folder, which says in `run.json` how it was made."""
 
+    def _run_epoch(self, *args: Any, **settings: Any) -> Any:
+        """No step more where a resumed run has done them all: transformers looks only after a step."""
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return None
+        return super()._run_epoch(*args, **settings)
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: TRL would write one with every checkpoint."""
 

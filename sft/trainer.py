@@ -17,6 +17,10 @@ class StopAt(TrainerCallback):  # type: ignore[misc]  # transformers has no type
     def __init__(self, step: int) -> None:
         self.step = step
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Called by the trainer before every epoch, a resumed one too."""
+        return self.on_step_end(args, state, control, **kwargs)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Called by the trainer after every step."""
         control.should_training_stop = control.should_training_stop or state.global_step >= self.step

@@ -64,12 +64,12 @@ def merge(
         held, merged = _write(adapter, source, samples, kind, device, folder, max_shard_size)
         body: dict[str, Any] = {
             "provenance": provenance(command),
-            "adapter": {"folder": str(run), "version": folder_version(run), "sha256": file_hash(run / WEIGHTS)},
+            "adapter": {"folder": str(run), "version": folder_version(run, adapter.base), "sha256": file_hash(run / WEIGHTS)},
             "base": {"folder": str(adapter.base), "version": folder_version(adapter.base), "sha256": _hashes(adapter.base)},
             "dtype": str(kind).removeprefix("torch."),
             "check": {**held.facts(), "merged": merged, "reloaded": _check_written(folder, held, device)},
             "quantised": _quantised(adapter, source, held, device),
-            "calibration": _carry_calibration(run, folder),
+            "calibration": _carry_calibration(run, adapter.base, folder),
             "training": _training(run),
         }
         body["version"] = folder_version(folder)
@@ -190,12 +190,12 @@ def _quantised(adapter: Adapter, source: Path, held: Reference, device: str) -> 
     return {"bits": adapter.quantized, "difference": asdict(difference(loaded, held))}
 
 
-def _carry_calibration(run: Path, folder: Path) -> str:
+def _carry_calibration(run: Path, base: Path, folder: Path) -> str:
     """Write the run's calibration for the merged model if it was made for the run as it is; says what was done."""
     curve = load_calibration(run)
     if curve is None:
         return "none"
-    if curve.about.get("model") != folder_version(run):
+    if curve.about.get("model") != folder_version(run, base):
         return "not carried over: made for another version of the run"
     about = {**curve.about, "model": folder_version(folder), "merged_from": curve.about["model"]}
     replace(curve, about=about).write(folder)

@@ -260,7 +260,7 @@ def _deeper(tensors: dict[str, torch.Tensor]) -> None:
     ("edit", "message"),
     [
         (_nan, "holds NaN"),
-        (_short, "another base.*1 such"),
+        (_short, "does not fit its base"),
         (_narrow, "another base.*takes 64 inputs in the base and 56"),
         (_deeper, "another base.*the base has no model.layers.2"),
     ],

@@ -235,3 +235,15 @@ def test_a_folder_that_holds_no_run_is_not_gone_on_with(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(InputError, match="holds no run"):
         train(recipe(tmp_path), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("last", ["max_steps", "stop_at"])
+def test_a_run_that_ended_within_an_epoch_takes_no_further_step_when_resumed(last: str, tmp_path: Path) -> None:
+    steps = {"max_steps": 8, **_short(), last: 3, "schedule": "constant_with_warmup"}
+    plan = recipe(tmp_path, training=steps)
+    train(plan, tmp_path / "run")
+    file = tmp_path / "run" / "model.safetensors"
+    before = file.read_bytes()
+    train(plan, tmp_path / "run", resume=True)
+    assert file.read_bytes() == before
+    assert whole_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "checkpoint-3"
