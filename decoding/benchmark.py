@@ -114,7 +114,9 @@ def measure(
             labels: random_lists(make(), [vocabulary.index(label) for label in labels], count, steps, random.Random(seed))
             for labels in {writer.labels for writer in writers.values()}
         }
-        alone = _time_states(make, of_labels[writers[OURS].labels], rounds)
+        known = [vocabulary.index(label) for label in writers[OURS].labels]
+        another = random_lists(make(), known, 1, steps, random.Random(seed + 1))
+        alone = _time_states(make, of_labels[writers[OURS].labels], another, rounds)
         times[count] = {"state": alone, **_rounds(writers, of_labels, rounds, width)}
     return {
         "labels": {name: len(writer.labels) for name, writer in writers.items()},
@@ -209,20 +211,30 @@ def _time_writer(name: str, writer: Peer, lists: torch.Tensor, scores: torch.Ten
     return taken
 
 
-def _time_states(make: Callable[[], Constraint], lists: torch.Tensor, rounds: int) -> float:
-    """Microseconds a step for all rows, handed in as `AnswerProcessor` does: by themselves, since no library is beside them."""
+def _time_states(make: Callable[[], Constraint], lists: torch.Tensor, another: torch.Tensor, rounds: int) -> float:
+    """Microseconds a step for all rows, handed in as `AnswerProcessor` does: by themselves, since no library is beside them.
+
+    A constraint has decoded one other list before, as in a process that has begun its work; the timed ones are new to it.
+    """
     taken = []
     for _ in range(rounds + 1):
-        constraint, spent = make(), []
-        states, starts = StatesByIds(constraint), (constraint.start(Phase.LIST),) * len(lists)
-        for place in range(PROMPT, lists.shape[1]):
-            rows = lists[:, :place].contiguous().numpy()[:, PROMPT:]
-            started = perf_counter()
-            for state in states.of(starts, rows):
-                constraint.allowed(state)
-            spent.append(perf_counter() - started)
-        taken.append(spent)
+        constraint = make()
+        _read_list(constraint, another)
+        taken.append(_read_list(constraint, lists))
     return float(np.median(taken[1:], axis=0).mean() * 1e6)
+
+
+def _read_list(constraint: Constraint, lists: torch.Tensor) -> list[float]:
+    """Seconds of each step: the states of all rows, and what each may go on with."""
+    spent = []
+    states, starts = StatesByIds(constraint), (constraint.start(Phase.LIST),) * len(lists)
+    for place in range(PROMPT, lists.shape[1]):
+        rows = lists[:, :place].contiguous().numpy()[:, PROMPT:]
+        started = perf_counter()
+        for state in states.of(starts, rows):
+            constraint.allowed(state)
+        spent.append(perf_counter() - started)
+    return spent
 
 
 def _compared(times: Mapping[int, Mapping[str, float]], peers: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,102 @@
+"""Drafts change no choice, right or wrong, and spare forwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from yaofang.data.ward.simulate import simulate
+from yaofang.decoding.constraint import Constraint, Phase, State
+from yaofang.decoding.drafts import MOST, Drafts
+from yaofang.decoding.generation import Generation, Row
+from yaofang.decoding.processors import answer_ids, constraint_for
+from yaofang.decoding.recommender import Recommender
+from yaofang.glm.loading import load_model
+from yaofang.glm.tiny import random_tiny
+from yaofang.vocab.conflicts import load_conflicts
+from yaofang.vocab.drugs import load_vocabulary
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def recommender() -> Recommender:
+    vocabulary = load_vocabulary()
+    settings = {"strategy": "greedy", "audit": False, "diagnoses": "generated"}
+    return Recommender([load_model(device="cpu")], vocabulary, load_conflicts(vocabulary), **settings)
+
+
+def generated(rx: Recommender, *, jump: bool) -> tuple[list[Row], int, list[int]]:
+    """Rows, forwards, and how many drafted ids were struck out of each model's columns."""
+    tasks = [rx.prepare(record) for record in simulate(60, 3).test[:6]]
+    limits, starts = [task.limit for task in tasks], [task.start for task in tasks]
+    generation = Generation(rx.models, rx.constraint, [task.ids for task in tasks], starts, limits, jump=jump)
+    struck: list[int] = []
+    run = generation.runs[0]
+    forget = run.forget
+
+    def noted(row: int, columns: int) -> None:
+        struck.append(columns)
+        forget(row, columns)
+
+    run.forget = noted  # type: ignore[method-assign]
+    return generation.run(), generation.forwards, struck
+
+
+def test_ids_and_numbers_are_those_of_one_id_after_another(recommender: Recommender) -> None:
+    drafted, few, struck = generated(recommender, jump=True)
+    plain, many, none = generated(recommender, jump=False)
+    assert [row.ids for row in drafted] == [row.ids for row in plain]
+    for one, other in zip(drafted, plain, strict=True):
+        for name in ("chosen", "mass", "closing"):
+            assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-4)
+    assert few < 0.75 * many
+    assert struck, "some drafts are wrong, and what comes after them is right all the same"
+    assert max(struck) <= MOST
+    assert not none
+
+
+@pytest.fixture(scope="module")
+def constraint() -> Constraint:
+    vocabulary = load_vocabulary()
+    return constraint_for(random_tiny().template, vocabulary, load_conflicts(vocabulary))
+
+
+def test_a_separator_is_drafted_where_a_name_cannot_grow(constraint: Constraint) -> None:
+    name = next(name for name in constraint.trie.names if not constraint.could_grow(_after(constraint, name)))
+    state = _after(constraint, name)
+    assert Drafts(constraint, [], learned=False).after(state, name, 5) == [constraint.ids.drug_separator]
+    assert Drafts(constraint, [], learned=False).after(state, name, 0) == []
+
+
+def test_what_came_after_the_same_ids_is_drafted_and_the_last_time_counts(constraint: Constraint) -> None:
+    state = constraint.start(Phase.DIAGNOSES)
+    a, b, c, d = constraint.ids.text[20:24].tolist()
+    drafts = Drafts(constraint, [[a, b, c, a, d]], learned=True)
+    assert drafts.after(constraint.step(state, a), [b, a], 1) == [d], "after one id: the last time"
+    assert drafts.after(constraint.step(state, b), [a, b], 1) == [c], "after two ids"
+    drafts.learn([a, b, d])
+    assert drafts.after(constraint.step(state, b), [a, b], 1) == [d]
+    assert Drafts(constraint, [[a, b]], learned=False).after(constraint.step(state, a), [a], 1) == []
+
+
+def test_an_unknown_id_in_the_diagnoses_is_followed_by_a_drafted_separator_but_never_two(constraint: Constraint) -> None:
+    state = constraint.start(Phase.DIAGNOSES)
+    token = int(constraint.ids.text[30])
+    separator = answer_ids(random_tiny().template).diagnosis_separator
+    found = Drafts(constraint, [], learned=True).after(constraint.step(state, token), [token], 3)
+    assert found == [separator]
+
+
+def test_a_draft_never_leaves_its_phase(constraint: Constraint) -> None:
+    state = constraint.start(Phase.DIAGNOSES)
+    token = int(constraint.ids.text[30])
+    drafts = Drafts(constraint, [[token, constraint.ids.newline, token]], learned=True)
+    assert drafts.after(constraint.step(state, token), [token], 2) == []
+
+
+def _after(constraint: Constraint, name: tuple[int, ...] | list[int]) -> State:
+    return constraint.follow(constraint.start(Phase.LIST), list(name))
