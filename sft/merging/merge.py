@@ -30,6 +30,7 @@ from yaofang.decoding.calibration import load_calibration
 from yaofang.glm.loading import TRAINED, LoadedModel, folder_version, load_model, load_tokenizer
 from yaofang.sft.merging.adapter import WEIGHTS, Adapter, check_loaded, read_adapter, with_base
 from yaofang.sft.merging.check import Reference, check, check_answers, difference, reference, sample_records
+from yaofang.sft.merging.matrices import Product, check_products, products
 from yaofang.vocab.errors import InputError
 from yaofang.vocab.files import whole_file
 
@@ -61,13 +62,13 @@ def merge(
     _check_room(out, adapter, kind)
     samples = sample_records(records)
     with whole_folder(out) as folder, with_base(adapter) as source:
-        held, merged = _write(adapter, source, samples, kind, device, folder, max_shard_size)
+        held, matrices, merged = _write(adapter, source, samples, kind, device, folder, max_shard_size)
         body: dict[str, Any] = {
             "provenance": provenance(command),
             "adapter": {"folder": str(run), "version": folder_version(run, adapter.base), "sha256": file_hash(run / WEIGHTS)},
             "base": {"folder": str(adapter.base), "version": folder_version(adapter.base), "sha256": _hashes(adapter.base)},
             "dtype": str(kind).removeprefix("torch."),
-            "check": {**held.facts(), "merged": merged, "reloaded": _check_written(folder, held, device)},
+            "check": {**held.facts(), "merged": merged, "reloaded": _check_written(folder, held, matrices, device)},
             "quantised": _quantised(adapter, source, held, device),
             "calibration": _carry_calibration(run, adapter.base, folder),
             "training": _training(run),
@@ -137,17 +138,18 @@ def _to_disk(path: Path) -> None:
 
 def _write(
     adapter: Adapter, source: Path, samples: Any, kind: torch.dtype, device: str, folder: Path, max_shard_size: str
-) -> tuple[Reference, dict[str, Any]]:
+) -> tuple[Reference, dict[str, Product], dict[str, Any]]:
     """Merge, compare, and write weights, settings and tokenizer; the model is gone when this returns."""
     loaded = load_model(source, device=device, dtype=str(kind).removeprefix("torch."))
     check_loaded(adapter, loaded.model)
-    held = reference(loaded, samples, adapter.empty)
+    held, matrices = reference(loaded, samples, adapter.empty), products(loaded.model)
     try:
         merged = replace(loaded, model=loaded.model.merge_and_unload(safe_merge=True))
     except ValueError as error:
         raise InputError(f"merging gave no finite weights ({error})", way_out="Export with --dtype float32.") from error
     found = difference(merged, held)
     check(found, held, "the merged model")
+    check_products(merged.model, matrices)
     _save(merged, folder, max_shard_size)
     tokenizer = load_tokenizer(source if (source / "tokenizer.json").exists() else adapter.base)
     if tokenizer.chat_template is None:
@@ -155,7 +157,7 @@ def _write(
     tokenizer.save_pretrained(folder)
     if (adapter.folder / TRAINED).exists():
         shutil.copyfile(adapter.folder / TRAINED, folder / TRAINED)
-    return held, asdict(found)
+    return held, matrices, asdict(found)
 
 
 def _save(merged: LoadedModel, folder: Path, max_shard_size: str) -> None:
@@ -164,7 +166,7 @@ def _save(merged: LoadedModel, folder: Path, max_shard_size: str) -> None:
     merged.model.save_pretrained(folder, max_shard_size=max_shard_size)
 
 
-def _check_written(folder: Path, held: Reference, device: str) -> dict[str, Any]:
+def _check_written(folder: Path, held: Reference, matrices: dict[str, Product], device: str) -> dict[str, Any]:
     """Load what was written as `predict` does and compare again. Raises InputError for what differs or is not there."""
     free_memory()
     again = load_model(folder, device=device, dtype=str(held.dtype).removeprefix("torch."))
@@ -174,6 +176,7 @@ def _check_written(folder: Path, held: Reference, device: str) -> dict[str, Any]
         raise InputError(f"generation_config.json has eos {stops} and pad {pad}", way_out="Report this: it is a defect.")
     found = difference(again, held)
     check(found, held, "the model loaded from the written files")
+    check_products(again.model, matrices)
     ties = check_answers(again, held, found)
     return {**asdict(found), "answers": len(held.samples), "answers_parting_at_a_tie": ties}
 
