@@ -158,7 +158,7 @@ class ConflictTable:
         if not is_named and (min(first, second), max(first, second)) in self._two_names:
             text = f"同一药物的两个名称：{a}、{b}"
             found[Reason("same_ingredient", text, self._list_of(a, b), "same_ingredient")] = None
-        return tuple(sorted(found, key=lambda reason: KINDS.index(reason.kind)))
+        return tuple(sorted(found, key=lambda reason: (KINDS.index(reason.kind), reason.source, reason.text)))
 
     def _list_of(self, a: str, b: str) -> str:
         """Where it is written that both are one drug: in the bundled table, unless it does not know one of them."""
