@@ -35,6 +35,8 @@ WIDTH = 151_552
 PROMPT = 512
 """Ids before each row's own."""
 OURS = "yaofang"
+STATE_ROUNDS = 15
+"""Rounds of the states alone, at least: each takes some microseconds, and a step of them is easily disturbed."""
 SHORT = {"transformers": 128, "xgrammar": 128}
 """From so many rows on only the first quarter of the steps is taken: each may need a second."""
 LATER = "later"
@@ -116,7 +118,7 @@ def measure(
         }
         known = [vocabulary.index(label) for label in writers[OURS].labels]
         another = random_lists(make(), known, 1, steps, random.Random(seed + 1))
-        alone = _time_states(make, of_labels[writers[OURS].labels], another, rounds)
+        alone = _time_states(make, of_labels[writers[OURS].labels], another, max(rounds, STATE_ROUNDS))
         times[count] = {"state": alone, **_rounds(writers, of_labels, rounds, width)}
     return {
         "labels": {name: len(writer.labels) for name, writer in writers.items()},
@@ -125,6 +127,7 @@ def measure(
         "prompt": PROMPT,
         "steps": steps,
         "rounds": rounds,
+        "state_rounds": max(rounds, STATE_ROUNDS),
         "threads": torch.get_num_threads(),
         "state_us_per_row": {str(count): _round(found["state"] / count) for count, found in times.items()},
         **_compared(times, tuple(peers)),
