@@ -28,7 +28,7 @@ def pretrain(
 ) -> None:
     """Go on pretraining a model on plain text, and measure its perplexity on held-out text."""
     from yaofang.sft.pretraining.recipe import load_pretrain_recipe
-    from yaofang.sft.recipe import dump_recipe, find_recipe
+    from yaofang.sft.recipe import dump_recipe, find_recipe, with_deepspeed_file
 
     shared = [] if sequence_parallel_size is None else [f"training.sequence_parallel_size={sequence_parallel_size}"]
     recipe = load_pretrain_recipe(config, [*(set_ or []), *shared])
@@ -41,7 +41,6 @@ def pretrain(
     first = os.environ.get("RANK", "0") == "0"
     logging.getLogger("yaofang").setLevel(logging.INFO if first else logging.WARNING)
     from yaofang.app.tables import show
-    from yaofang.sft.build import with_deepspeed_file
     from yaofang.sft.pretraining.pretrain import pretrain as run
 
     training = with_deepspeed_file(recipe.blocks(), find_recipe(config).parent).training

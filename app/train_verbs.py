@@ -27,7 +27,7 @@ def sft(
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the recipe as it stands and stop.")] = False,
 ) -> None:
     """Train a model on records with drugs (SFT)."""
-    from yaofang.sft.recipe import dump_recipe, find_recipe, load_recipe
+    from yaofang.sft.recipe import dump_recipe, find_recipe, load_recipe, with_deepspeed_file
 
     overrides = list(set_ or [])
     if sequence_parallel_size is not None:
@@ -41,7 +41,6 @@ def sft(
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("yaofang").setLevel(logging.INFO if first else logging.WARNING)
-    from yaofang.sft.build import with_deepspeed_file
     from yaofang.sft.train import train
 
     recipe = with_deepspeed_file(recipe, find_recipe(config).parent)

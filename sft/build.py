@@ -23,7 +23,7 @@ from yaofang.sft.forward import wrap_trainer
 from yaofang.sft.objective import Objective
 from yaofang.sft.optimizer import muon
 from yaofang.sft.parts import Recipe
-from yaofang.sft.recipe import RECIPES
+from yaofang.sft.recipe import find_deepspeed
 from yaofang.sft.sequence_parallel import check_size, parallel_trainer, sequence_group
 from yaofang.sft.start import Start
 from yaofang.sft.trainer import StopAt, autocast
@@ -150,28 +150,6 @@ def deepspeed_settings(file: Path) -> dict[str, Any]:
     # Before a model is read under ZeRO-3: the configuration is checked against the number of processes there.
     deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     return value
-
-
-def find_deepspeed(file: Path, beside: Path | None = None) -> Path:
-    """A DeepSpeed JSON by its path, or by its bare name in the folder `beside` or among the recipes.
-
-    Raises InputError with the names there are.
-    """
-    folders = [Path(), *([] if beside is None else [beside]), RECIPES]
-    for folder in folders:
-        if (folder / file).is_file():
-            return folder / file
-    known = ", ".join(sorted(path.name for path in RECIPES.glob("*.json")))
-    problem = f"there is no DeepSpeed configuration {file}"
-    raise InputError(problem, field="training.deepspeed", way_out=f"Give a JSON file or one of: {known}.")
-
-
-def with_deepspeed_file(recipe: Recipe, beside: Path) -> Recipe:
-    """The recipe with the absolute path of its DeepSpeed JSON; `beside` is the folder of the recipe's own file."""
-    if recipe.training.deepspeed is None:
-        return recipe
-    found = find_deepspeed(recipe.training.deepspeed, beside).resolve()
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"deepspeed": found})})
 
 
 def _check_processes(recipe: Recipe) -> None:

@@ -61,6 +61,28 @@ def read_recipe(name: str, overrides: Sequence[str], kind: type[Kind]) -> Kind:
         raise InputError(first["msg"], file=path, field=key, way_out="See `--print-config` of a recipe that works.") from error
 
 
+def find_deepspeed(file: Path, beside: Path | None = None) -> Path:
+    """A DeepSpeed JSON by its path, or by its bare name in the folder `beside` or among the recipes.
+
+    Raises InputError with the names there are.
+    """
+    folders = [Path(), *([] if beside is None else [beside]), RECIPES]
+    for folder in folders:
+        if (folder / file).is_file():
+            return folder / file
+    known = ", ".join(sorted(path.name for path in RECIPES.glob("*.json")))
+    problem = f"there is no DeepSpeed configuration {file}"
+    raise InputError(problem, field="training.deepspeed", way_out=f"Give a JSON file or one of: {known}.")
+
+
+def with_deepspeed_file(recipe: Recipe, beside: Path) -> Recipe:
+    """The recipe with the absolute path of its DeepSpeed JSON; `beside` is the folder of the recipe's own file."""
+    if recipe.training.deepspeed is None:
+        return recipe
+    found = find_deepspeed(recipe.training.deepspeed, beside).resolve()
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"deepspeed": found})})
+
+
 def _set(value: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     if not sign or not key:

@@ -16,7 +16,7 @@ from yaofang.sft.memory.job import FLOAT, GIB, HALF, Job, Sizes, Zero
 from yaofang.sft.memory.step import peak, trained, weight_bytes
 from yaofang.sft.parts import Fresh, Hardware, Recipe
 from yaofang.sft.pretraining.recipe import load_pretrain_recipe
-from yaofang.sft.recipe import RECIPES, find_recipe, load_recipe
+from yaofang.sft.recipe import find_deepspeed, find_recipe, load_recipe
 from yaofang.vocab.errors import InputError
 
 USABLE = 0.93
@@ -161,10 +161,7 @@ def read_zero(file: Path, sizes: Sizes, beside: Path = Path()) -> Zero:
 
     Raises InputError if there is no such file or it is no DeepSpeed configuration.
     """
-    found = next((path for path in (file, beside / file, RECIPES / file) if path.is_file()), None)
-    if found is None:
-        way_out = "Give a JSON file, or zero2.json or zero3.json."
-        raise InputError(f"there is no DeepSpeed configuration {file}", field="training.deepspeed", way_out=way_out)
+    found = find_deepspeed(file, beside)
     try:
         part: dict[str, Any] = json.loads(found.read_text(encoding="utf-8")).get("zero_optimization", {})
         stage = int(part.get("stage", 0))

@@ -68,12 +68,12 @@ def test_the_longest_record_is_found_to_a_grain(known: int, true: int, found: in
     assert len(tried) == len(set(tried)) < 12
 
 
-def test_the_accelerators_code_runs_on_a_cpu_with_and_without_checkpointing() -> None:
-    small = GlmConfig(
+def small_config(layers: int) -> GlmConfig:
+    return GlmConfig(
         vocab_size=128,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=16,
@@ -81,6 +81,10 @@ def test_the_accelerators_code_runs_on_a_cpu_with_and_without_checkpointing() ->
         pad_token_id=0,
         eos_token_id=[1],
     )
+
+
+def test_the_accelerators_code_runs_on_a_cpu_with_and_without_checkpointing() -> None:
+    small = small_config(layers=2)
     found = measure("cpu", small, lengths=(16, 32), steps=1, grain=16)
     assert set(found["rows"]) == {"16 plain", "32 plain", "16 checkpointing", "32 checkpointing"}
     assert all(row["tokens_a_second"] > 0 and row["share_of_peak"] is None for row in found["rows"].values())
@@ -88,18 +92,7 @@ def test_the_accelerators_code_runs_on_a_cpu_with_and_without_checkpointing() ->
 
 
 def test_only_the_adapter_learns_in_a_step() -> None:
-    small = GlmConfig(
-        vocab_size=128,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        eos_token_id=[1],
-    )
+    small = small_config(layers=1)
     model, _ = accelerator._adapted(small, torch.device("cpu"))
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)

@@ -22,10 +22,11 @@ from yaofang.data.records import Record, write_records
 from yaofang.decoding.recommender import Recommender
 from yaofang.eval.metrics import jaccard
 from yaofang.glm.tiny import random_tiny
-from yaofang.sft.build import build_trainer, find_deepspeed, training_arguments, with_deepspeed_file
+from yaofang.sft.build import build_trainer, training_arguments
 from yaofang.sft.checkpoints import is_whole, mark, whole_checkpoints
 from yaofang.sft.examples import build_examples
 from yaofang.sft.parts import Recipe
+from yaofang.sft.recipe import find_deepspeed, with_deepspeed_file
 from yaofang.sft.start import Start
 from yaofang.sft.train import train
 from yaofang.sft.validation import check_apart, hold_out, some_of
