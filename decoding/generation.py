@@ -133,8 +133,10 @@ class Generation:
         self._points: list[torch.Tensor] = []
         """For the first choice of all rows, the second and so on: a point in [0, 1) for each row."""
         self._plans = [list(plan) for plan in plans] if plans is not None else [[] for _ in self.rows]
-        # A plan says what follows, and draws seldom follow a draft.
-        self._drafts = Drafts(constraint, prompts, learned=seeds is None and plans is None)
+        # A plan says what follows, and draws seldom follow a draft. A draft that was struck out leaves a gap in the columns,
+        # which only an attention that takes a ready mask is known to skip; a wrong separator leaves none: the row has ended.
+        masked = all(loaded.model.config._attn_implementation == "sdpa" for loaded in models)
+        self._drafts = Drafts(constraint, prompts, learned=masked and seeds is None and plans is None)
         ids, seen = pad_left(prompts, models[0].template.pad_id)
         self.runs = [Run(loaded, ids, seen, copies) for loaded in models]
         self._weights = torch.zeros(len(models), len(self.rows), device=models[0].device)

@@ -100,3 +100,15 @@ def test_a_draft_never_leaves_its_phase(constraint: Constraint) -> None:
 
 def _after(constraint: Constraint, name: tuple[int, ...] | list[int]) -> State:
     return constraint.follow(constraint.start(Phase.LIST), list(name))
+
+
+def test_under_another_attention_than_sdpa_nothing_is_struck_out(recommender: Recommender) -> None:
+    model = recommender.models[0].model
+    sdpa, _, _ = generated(recommender, jump=True)
+    model.set_attn_implementation("eager")
+    try:
+        eager, _, struck = generated(recommender, jump=True)
+    finally:
+        model.set_attn_implementation("sdpa")
+    assert [row.ids for row in eager] == [row.ids for row in sdpa]
+    assert not struck
