@@ -76,7 +76,12 @@ CELLS = (
     Cell("diagnosis_03", "诊断权重0.3", "the diagnoses' tokens weigh 0.3", ("training.diagnosis_weight=0.3",)),
     Cell("drugs_only", "仅药物", "no diagnoses in the answer", ("data.answer=drugs_only",), ("generated",)),
     Cell("prefix_lm", "前缀语言模型", "the record's tokens see each other in both directions", ("model.prefix_lm=true",)),
-    Cell("adamw", "AdamW", "AdamW instead of Muon", ("training.optimizer=adamw",)),
+    Cell(
+        "adamw",
+        "AdamW",
+        "AdamW at 2e-3 instead of Muon at 4e-3",
+        ("training.optimizer=adamw", "training.learning_rate=2.0e-3"),
+    ),
     Cell(
         "layers_4",
         "四层",
