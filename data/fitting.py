@@ -14,6 +14,8 @@ from yaofang.data.recommendation import Cut
 from yaofang.vocab.errors import InputError
 
 ELLIPSIS = "…"
+LONG = 2
+"""Characters a token that a Chinese text hardly reaches."""
 Count = Callable[[str], int]
 Tokens = Callable[[Sequence[int]], int]
 """Tokens of the joined text with so many characters of each part."""
@@ -55,21 +57,23 @@ def fit(parts: Sequence[Part], budget: int, count: Count) -> tuple[str, tuple[Cu
     InputError if the parts that are never shortened do not fit.
     """
     whole = [len(part.text) for part in parts]
+    by_paragraph = _ByParagraph(parts, count)
 
     def of_whole(kept: Sequence[int]) -> int:
         return count(joined(parts, kept))
 
     kept: list[int] | None = whole
-    if of_whole(whole) > budget:
-        by_paragraph = _ByParagraph(parts, count)
+    # What looks much too long is counted by paragraphs at once, as they will be needed. A joint may save a token, no more.
+    long = sum(whole) > LONG * budget and by_paragraph(whole) > budget + len(parts)
+    if long or of_whole(whole) > budget:
         kept = _shortened(parts, whole, budget, by_paragraph)
         if kept is None or of_whole(kept) != by_paragraph(kept):
             kept = _shortened(parts, whole, budget, of_whole)
     if kept is None:
         raise _too_long(parts, [0 if part.shorten != "never" else len(part.text) for part in parts], budget, count)
     cuts = [
-        Cut(part.name, max(1, count(part.text) - (count(part.kept(size)) if size else 0)))
-        for part, size in zip(parts, kept, strict=True)
+        Cut(part.name, max(1, by_paragraph.of(i, len(part.text)) - by_paragraph.of(i, size)))
+        for i, (part, size) in enumerate(zip(parts, kept, strict=True))
         if size < len(part.text)
     ]
     return joined(parts, kept), tuple(cuts)
@@ -87,7 +91,11 @@ class _ByParagraph:
     def __call__(self, kept: Sequence[int]) -> int:
         """Tokens, with so many characters of each part."""
         fixed = self._tokens(self._fixed, [kept[i] for i in self._fixed])
-        return fixed + sum(self._tokens((i,), [kept[i]]) for i in self._others if kept[i])
+        return fixed + sum(self.of(i, kept[i]) for i in self._others)
+
+    def of(self, part: int, kept: int) -> int:
+        """Tokens of one part's paragraph, with its name, where so many of its characters are kept."""
+        return self._tokens((part,), [kept]) if kept else 0
 
     def _tokens(self, which: tuple[int, ...], sizes: Sequence[int]) -> int:
         key = (*which, *sizes)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -176,7 +177,7 @@ def scoring(loaded: LoadedModel, constraint: Constraint, rounds: int) -> dict[st
     for batch in BATCHES:
         for round_ in range(rounds):
             begun = perf_counter()
-            alone = _one_by_one(loaded, constraint, cache, len(prompt), generation.runs[0].logits[0, -1], batch, start)
+            alone = _one_by_one(loaded, constraint, cache, len(prompt), generation.runs[0].logits[0], batch, start)
             cached_s.setdefault(batch, []).append(perf_counter() - begun)
             if not round_:
                 worst = max(worst, float(np.abs(alone - exact).max()))
@@ -287,15 +288,27 @@ class Clock:
     def clear(self) -> None:
         """Begin again."""
         self.prefill = self.after = 0.0
+        self._fresh = True
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """One forward."""
-        cache = named.get("past_key_values")
-        fresh = cache is None or cache.get_seq_length() == 0
+        return self._timed(self._model, *arguments, **named)
+
+    def get_decoder(self) -> Any:
+        """The model without its LM head, noted too."""
+        return partial(self._timed, self._model.get_decoder())
+
+    def get_output_embeddings(self) -> Any:
+        """The LM head, noted with the forward before it."""
+        return partial(self._timed, self._model.get_output_embeddings())
+
+    def _timed(self, module: Any, *arguments: Any, **named: Any) -> Any:
+        if (cache := named.get("past_key_values")) is not None or "input_ids" in named:
+            self._fresh = cache is None or cache.get_seq_length() == 0
         begun = perf_counter()
-        output = self._model(*arguments, **named)
+        output = module(*arguments, **named)
         spent = perf_counter() - begun
-        self.prefill, self.after = self.prefill + spent * fresh, self.after + spent * (not fresh)
+        self.prefill, self.after = self.prefill + spent * self._fresh, self.after + spent * (not self._fresh)
         return output
 
     def __getattr__(self, name: str) -> Any:

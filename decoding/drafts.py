@@ -4,7 +4,7 @@ Knows the constraint and ids; no tensor, no text. A draft changes no choice: it 
 what the model says decides as ever, and only where the choice is the draft has the next place been read already.
 
 Three sources, in this order. What the constraint forces. Separator, where a name cannot grow and the choice is between
-separator and end. What came last after the same two ids (or one) in the prompts of the batch or in what its rows have
+separator and end. What came last after the same two ids (or one) in the prompts or in what the rows have
 written, as in prompt lookup decoding (Saxena, 2023); in the diagnoses, failing that, their separator.
 """
 
@@ -19,6 +19,10 @@ MOST = 2
 """Ids drafted at once. Each is read by the model whether it is right or not."""
 
 
+REMEMBERED = 1 << 18
+"""Pairs of ids and single ids after which what came is remembered; beyond that all is forgotten."""
+
+
 class Drafts:
     """Drafts for the rows of one batch. `learned` False drafts separators and forced ids alone."""
 
@@ -26,10 +30,16 @@ class Drafts:
         self._constraint = constraint
         self._learned = learned
         self._after: dict[tuple[int, ...], int] = {}
-        if learned:
-            for ids in prompts:
-                self._after.update(zip(zip(ids), ids[1:], strict=False))
-                self._after.update(zip(pairwise(ids), ids[2:], strict=False))
+        for ids in prompts:
+            self.read(ids)
+
+    def read(self, prompt: Sequence[int]) -> None:
+        """Remember what came after what in another prompt."""
+        if self._learned:
+            if len(self._after) > REMEMBERED:
+                self._after.clear()
+            self._after.update(zip(zip(prompt), prompt[1:], strict=False))
+            self._after.update(zip(pairwise(prompt), prompt[2:], strict=False))
 
     def learn(self, ids: Sequence[int]) -> None:
         """Remember what the last of a row's written ids came after."""

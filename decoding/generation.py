@@ -8,6 +8,8 @@ a planned list. They are written at once and pass through the model together wit
 one forward a choice and not one an id. Rows of a batch need not be at the same place: each gives its own run of ids, padded
 on the left, and padding is no column that anybody attends to. The ids are the same as one by one (tests).
 
+**Places.** A row that has ended may leave its place to another prompt (`replace`), so that the models' batch stays full.
+
 **Drafts** (`decoding.drafts`). What may well follow, such as the separator after a name that cannot grow, passes through the
 model with what is written, unwritten itself. What the model says decides as ever: where the choice is the draft, what comes
 after it has been read already; where it is not, the columns of the draft are struck out.
@@ -20,8 +22,9 @@ name so far. The weights go back to 1/M at each separator. In the diagnoses, the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -74,11 +77,18 @@ class Row:
     """Ids that the models have read after the last one, and that are not written yet."""
     choices: int = 0
     """Choices made so far, forced ids left out: which of the prompt's random numbers is next."""
+    wanted: bool = False
+    """Its cache may still be asked for when the row has ended."""
 
     @property
     def running(self) -> bool:
         """The row may write another id."""
         return self.state.phase < Phase.DONE and len(self.ids) < self.limit
+
+    @property
+    def ended(self) -> bool:
+        """The row has all its ids and their numbers."""
+        return not self.running and not self.waiting
 
 
 class Seen(NamedTuple):
@@ -122,7 +132,9 @@ class Generation:
         check_same_tokenizer(models)
         self.constraint = constraint
         each = [(start, limit) for start, limit in zip(starts, limits, strict=True) for _ in range(copies)]
-        self.rows = [Row(start, start, limit, number) for number, (start, limit) in enumerate(each)]
+        self.rows = [
+            Row(start, start, limit, number, wanted=masses or plans is not None) for number, (start, limit) in enumerate(each)
+        ]
         self.first_ids = sorted(constraint.trie.children[ROOT])
         self._first_ids = torch.tensor(self.first_ids, device=models[0].device)
         self.forwards = 1
@@ -140,8 +152,10 @@ class Generation:
         ids, seen = pad_left(prompts, models[0].template.pad_id)
         self.runs = [Run(loaded, ids, seen, copies) for loaded in models]
         self._weights = torch.zeros(len(models), len(self.rows), device=models[0].device)
-        self._slots = {row.number: row.number for row in self.rows}
+        self._places = {row.number: row.number for row in self.rows}
         """Number of each row that the models still carry -> its place in their batch."""
+        self._ends = {row.number: row.number + 1 for row in self.rows}
+        """Number of each row of which the models were asked -> end of its places in their logits."""
 
     def run(self) -> list[Row]:
         """Write all rows to their end and return them."""
@@ -151,33 +165,71 @@ class Generation:
 
     def steps(self) -> Iterator[None]:
         """Make one choice in every running row, again and again until none runs; yields after each."""
+        if any(row.unfed and not row.ended for row in self.rows):
+            self._feed()
         while any(row.running for row in self.rows):
             with torch.inference_mode():
-                self._step()
+                self._step([row for row in self.rows if not row.unfed])
             yield
             if self._open():
                 self._feed()
         with torch.inference_mode():
-            self._note_waiting(self._logits())
+            self._note_waiting(self.rows)
+
+    def place(self, number: int) -> int:
+        """Where the models carry row `number` in their batch. KeyError if they do not any more."""
+        return self._places[number]
+
+    @torch.inference_mode()
+    def replace(self, tasks: Mapping[int, tuple[Sequence[int], State, int]]) -> None:
+        """Give the places of ended rows to new ones: number of the row -> the new one's prompt, start and limit.
+
+        Between two `steps`, for likeliest ids with masses and without plans alone: other rows are given up when they end, or
+        share a prompt. The new row has the old one's number, and its first ids.
+        """
+        if self._copies > 1 or self._draws is not None or any(self._plans) or not self._masses:
+            raise ValueError("only rows of likeliest ids with masses can be replaced")
+        if any(not self.rows[number].ended for number in tasks):
+            raise ValueError("a row that has not ended keeps its place")
+        ids, seen = pad_left([prompt for prompt, _, _ in tasks.values()], self.runs[0].loaded.template.pad_id)
+        places = [self._places[number] for number in tasks]
+        lost = {run.replace(places, ids, seen) for run in self.runs}.pop()
+        for number in self._places:
+            row = self.rows[number]
+            row.columns = {place: columns - lost for place, columns in row.columns.items()}
+        self.forwards += 1
+        for number, (prompt, start, limit) in tasks.items():
+            self.rows[number] = Row(start, start, limit, number, wanted=True)
+            self._weights[:, number] = 0.0
+            self._drafts.read(prompt)
+        self._ends = {number: at + 1 for at, number in enumerate(tasks)}
+        self._step([self.rows[number] for number in tasks])
+
+    def release(self, numbers: Iterable[int]) -> None:
+        """The caches of these ended rows will not be asked for any more."""
+        for number in numbers:
+            self.rows[number].wanted = False
 
     def _open(self) -> bool:
         """Whether the models have to read what was written: for a next choice, or for the numbers of forced ids."""
-        return any(row.running or row.waiting for row in self.rows)
+        return not all(row.ended for row in self.rows)
 
     def _feed(self) -> None:
         self._drop_ended()
-        carried = [self.rows[number] for number in self._slots]
+        carried = [self.rows[number] for number in self._places]
         chunks = [self._chunk(row) for row in carried]
-        keep = max((len(row.waiting) + len(row.draft) for row in self.rows), default=0) + 1
+        # Asked of a row: what its waiting ids were likely to be, each drafted one, and what comes next.
+        asked = [0 if row.ended else len(row.waiting) + len(row.draft) + 1 for row in carried]
         for run in self.runs:
-            run.extend(chunks, keep=keep)
+            run.extend(chunks, keep=asked)
+        self._ends = dict(zip(self._places, accumulate(asked), strict=True))
         for row in self.rows:
             row.unfed = 0
         self.forwards += 1
 
     def _chunk(self, row: Row) -> list[int]:
         """What the models have to read of a row, with the draft after it."""
-        if not (row.running or row.waiting):
+        if row.ended:
             return []
         if self._jump and row.running:
             row.draft = self._drafts.after(row.state, row.ids, row.limit - len(row.ids) - 1)
@@ -185,27 +237,26 @@ class Generation:
 
     def _drop_ended(self) -> None:
         """Take rows that have ended out of the models' batch, once they are many; not if their caches may be wanted later."""
-        running = [number for number in self._slots if self.rows[number].running]
-        if self._masses or any(self._plans) or len(running) > WORTHWHILE * len(self._slots):
+        left = [number for number in self._places if not self.rows[number].ended or self.rows[number].wanted]
+        if len(left) > WORTHWHILE * len(self._places):
             return
         for run in self.runs:
-            run.keep([self._slots[number] for number in running])
-        self._slots = {number: place for place, number in enumerate(running)}
+            run.keep([self._places[number] for number in left])
+        self._places = {number: place for place, number in enumerate(left)}
 
-    def _logits(self) -> torch.Tensor:
-        """[models, carried rows, last places, V]: the last place is after a row's last id."""
+    def _said(self, asked: Sequence[tuple[Row, int]]) -> torch.Tensor:
+        """[models, n, V]: what the models say at n places, each so many before the last one that was asked of its row."""
+        places = [self._ends[row.number] - 1 - back for row, back in asked]
         if len(self.runs) == 1:
-            return self.runs[0].logits[None]
-        device = self._weights.device
-        return torch.stack([run.logits.to(device) for run in self.runs])
+            return self.runs[0].logits[places][None]
+        return torch.stack([run.logits[places].to(self._weights.device) for run in self.runs])
 
-    def _step(self) -> None:
-        logits = self._logits()
-        self._note_waiting(logits)
-        running = [row for row in self.rows if row.running]
-        some = running
+    def _step(self, rows: Sequence[Row]) -> None:
+        """Note the numbers of what these rows had to write, and make their next choice; all their ids have been read."""
+        self._note_waiting(rows)
+        some = running = [row for row in rows if row.running]
         while some:
-            self._choose(logits, some)
+            self._choose(some)
             some = [row for row in some if self._as_drafted(row)]
             for row in some:
                 row.choices -= len(self.constraint.allowed(row.state)) == 1
@@ -221,12 +272,12 @@ class Generation:
             return True
         if draft and row.running:
             for run in self.runs:
-                run.forget(self._slots[row.number], len(draft))
+                run.forget(self._places[row.number], len(draft))
         return False
 
-    def _choose(self, logits: torch.Tensor, rows: Sequence[Row]) -> None:
+    def _choose(self, rows: Sequence[Row]) -> None:
         """One choice in each of these rows, by what the models say after its last id."""
-        here = logits[:, [self._slots[row.number] for row in rows], [-1 - len(row.draft) for row in rows]]
+        here = self._said([(row, len(row.draft)) for row in rows])
         seen, allowed = self._see(here, [row.state for row in rows])
         mixed = self._mixed(seen, rows)
         picked = self._picked(seen, mixed, rows, allowed)
@@ -290,9 +341,9 @@ class Generation:
                 closes = token in (self.constraint.ids.drug_separator, self.constraint.ids.end)
                 self._note(row, before, (1.0, 1.0, float(closes)), None)
 
-    def _note_waiting(self, logits: torch.Tensor) -> None:
+    def _note_waiting(self, asked: Sequence[Row]) -> None:
         """The numbers of the ids that were written without a choice, now that the models have read them."""
-        all_of = [(row, at) for row in self.rows for at in range(len(row.waiting))]
+        all_of = [(row, at) for row in asked for at in range(len(row.waiting))]
         # Several models: the weights of one place follow from the place before it.
         size = WAITING if len(self.runs) == 1 else 1
         for begin in range(0, len(all_of), size):
@@ -300,8 +351,7 @@ class Generation:
             rows, states = [row for row, _ in some], [row.waiting[at] for row, at in some]
             back = [len(row.waiting) - at for row, at in some]
             tokens = [row.ids[-one] for row, one in zip(rows, back, strict=True)]
-            places = [-1 - one - len(row.draft) for row, one in zip(rows, back, strict=True)]
-            here = logits[:, [self._slots[row.number] for row in rows], places]
+            here = self._said([(row, one + len(row.draft)) for row, one in zip(rows, back, strict=True)])
             seen, allowed = self._see(here, states)
             picked = [int(np.flatnonzero(ids == token)[0]) for ids, token in zip(allowed, tokens, strict=True)]
             numbers = self._numbers(seen, self._mixed(seen, rows), picked, rows)
@@ -309,7 +359,7 @@ class Generation:
             for at, (row, place) in enumerate(some):
                 then = row.waiting[place + 1] if place + 1 < len(row.waiting) else row.state
                 self._note(row, states[at], numbers[at], seen.log_p[:, at, picked[at]] if len(self.runs) > 1 else None, then)
-        for row in self.rows:
+        for row in asked:
             row.waiting = []
 
     def _see(self, logits: torch.Tensor, states: Sequence[State]) -> tuple[Seen, list[Ids]]:

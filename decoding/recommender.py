@@ -12,7 +12,7 @@ What the numbers beside a drug mean is said in `decoding.reasons`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,9 @@ class Recommender:
         *,
         skip: Callable[[Record, InputError], None] | None = None,
     ) -> Iterator[tuple[int, Recommendation]]:
-        """(place in `records`, recommendation) as batches finish, longest prompts first, for progress bars and journals.
+        """(place in `records`, recommendation) as they finish, longest prompts first, for progress bars and journals.
+
+        Greedy lists run on in a batch that stays full: where some have ended, the next records take their places.
 
         A record that cannot be made to fit raises InputError before anything is generated; with `skip` it is handed
         there and left out.
@@ -138,9 +140,22 @@ class Recommender:
                 skip(record, error)
         # Longest first: what does not fit into memory shows at once.
         tasks.sort(key=lambda item: -len(item[1].ids))
-        for at in range(0, len(tasks), batch_size):
-            chunk = tasks[at : at + batch_size]
-            yield from zip([place for place, _ in chunk], self._recommend([task for _, task in chunk]), strict=True)
+        for chunk, found in self._chunks([task for _, task in tasks], batch_size):
+            yield from zip([tasks[at][0] for at in chunk], found, strict=True)
+
+    def _chunks(self, tasks: Sequence[Task], batch_size: int) -> Iterator[tuple[Sequence[int], list[Recommendation]]]:
+        """(places in `tasks`, recommendations) of all tasks, some at a time."""
+        if self.settings.strategy == "greedy":
+            begun = time.perf_counter()
+            for generation, done in self.writer.ended(tasks, batch_size):
+                of_row = {number: tasks[at] for number, at in done.items()}
+                seconds = time.perf_counter() - begun
+                yield list(done.values()), self._recommendations(of_row, generation, {}, seconds)
+                begun = time.perf_counter()
+        else:
+            for begin in range(0, len(tasks), batch_size):
+                chunk = range(begin, min(begin + batch_size, len(tasks)))
+                yield chunk, self._recommend([tasks[at] for at in chunk])
 
     def stream(self, record: Record) -> Iterator[Diagnosis | Drug | Recommendation]:
         """Diagnoses and drugs as they are completed, and the whole recommendation last.
@@ -166,7 +181,7 @@ class Recommender:
             named = len(names)
             yield from drugs_of(row, reading, self.constraint, self.conflicts)[listed:]
             listed = len(reading.drugs)
-        (whole,) = self._recommendations([task], generation, [None], time.perf_counter() - begun)
+        (whole,) = self._recommendations({row.number: task}, generation, {}, time.perf_counter() - begun)
         yield from whole.diagnoses[named:]
         yield from whole.drugs[listed:]
         yield whole
@@ -174,23 +189,25 @@ class Recommender:
     def _recommend(self, tasks: Sequence[Task]) -> list[Recommendation]:
         begun = time.perf_counter()
         written: Written = self.writer(tasks)
-        return self._recommendations(tasks, written.generation, written.inclusion, time.perf_counter() - begun)
+        inclusion = dict(enumerate(written.inclusion))
+        return self._recommendations(dict(enumerate(tasks)), written.generation, inclusion, time.perf_counter() - begun)
 
     def _recommendations(
         self,
-        tasks: Sequence[Task],
+        tasks: Mapping[int, Task],
         generation: Generation,
-        inclusion: Sequence[npt.NDArray[np.float64] | None],
+        inclusion: Mapping[int, npt.NDArray[np.float64] | None],
         seconds: float,
     ) -> list[Recommendation]:
-        """What the rows of a batch say; `seconds` were spent on writing them."""
+        """What some rows say, by their numbers, in the order of `tasks`; `seconds` were spent on writing them."""
         begun = time.perf_counter()
-        readings = {row.number: read(self.constraint, row.start, row.ids) for row in generation.rows}
+        rows = {number: generation.rows[number] for number in tasks}
+        readings = {number: read(self.constraint, row.start, row.ids) for number, row in rows.items()}
         blocked = blocked_of(generation, readings, self.vocabulary) if self.settings.audit else {}
         share = (seconds + time.perf_counter() - begun) / len(tasks)
         return [
-            self._recommendation(task, generation.rows[at], readings[at], inclusion[at], blocked.get(at, ()), share)
-            for at, task in enumerate(tasks)
+            self._recommendation(task, rows[at], readings[at], inclusion.get(at), blocked.get(at, ()), share)
+            for at, task in tasks.items()
         ]
 
     def _recommendation(

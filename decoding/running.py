@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from yaofang.glm.loading import LoadedModel
@@ -23,9 +24,10 @@ class Tree(NamedTuple):
 
 
 class Run:
-    """One model on one batch: its cache, and the logits [rows, places, V] at the last places, as float32.
+    """One model on one batch: its cache, and the logits [places, V] that were asked for last, row by row, as float32.
 
-    `ids` and `seen` are [prompts, width], padded on the left; each prompt is read once for `copies` rows.
+    `ids` and `seen` are [prompts, width], padded on the left; each prompt is read once for `copies` rows. At first the logits
+    are those after the prompts, one place a row.
     """
 
     def __init__(self, loaded: LoadedModel, ids: torch.Tensor, seen: torch.Tensor, copies: int = 1) -> None:
@@ -34,7 +36,7 @@ class Run:
         self.seen = seen.to(loaded.device)
         positions = (self.seen.cumsum(-1) - 1).clamp(min=0)
         mask = self.seen if not loaded.prefix_lm else PrefixLM.of(loaded.template).prefill(ids.to(loaded.device), self.seen)
-        self.logits = self._forward(ids, mask, positions, self.cache, keep=1)
+        self.logits = self._forward(ids, mask, positions, self.cache, last_of([1] * len(ids), ids.shape[1]))
         if copies > 1:
             self.cache.batch_repeat_interleave(copies)
             self.seen = self.seen.repeat_interleave(copies, dim=0)
@@ -45,14 +47,14 @@ class Run:
         """Columns of the cache."""
         return int(self.seen.shape[1])
 
-    def extend(self, chunks: Sequence[Sequence[int]], *, keep: int = 1) -> None:
-        """Feed each row its next ids, none or several; the logits are then those of the last `keep` places."""
+    def extend(self, chunks: Sequence[Sequence[int]], *, keep: Sequence[int]) -> None:
+        """Feed each row its next ids, none or several; the logits are then those of so many last places of each row."""
         ids, fresh = pad_left(chunks, 0)
         ids, fresh = ids.to(self.loaded.device), fresh.to(self.loaded.device)
         before = self.seen.sum(-1, keepdim=True)
         positions = (before + fresh.cumsum(-1) - 1).clamp(min=0)
         self.seen = torch.cat([self.seen, fresh], dim=1)
-        self.logits = self._forward(ids, self._mask(ids.shape[1]), positions, self.cache, keep=min(keep, ids.shape[1]))
+        self.logits = self._forward(ids, self._mask(ids.shape[1]), positions, self.cache, last_of(keep, ids.shape[1]))
 
     def _mask(self, fresh: int) -> torch.Tensor:
         """What the last `fresh` columns attend to: ready-made for an attention that takes it, else as `seen`."""
@@ -70,10 +72,32 @@ class Run:
         self.seen[row, -columns:] = 0
 
     def keep(self, places: Sequence[int]) -> None:
-        """Go on with these rows alone, in this order."""
+        """Go on with these rows alone, in this order; the logits stay those that were asked for last."""
         picked = torch.tensor(places, device=self.loaded.device)
         self.cache.batch_select_indices(picked)
-        self.seen, self.logits = self.seen[picked], self.logits[picked]
+        self.seen = self.seen[picked]
+
+    @torch.inference_mode()
+    def replace(self, places: Sequence[int], ids: torch.Tensor, seen: torch.Tensor) -> int:
+        """Read new prompts in the places of rows that are not wanted any more; the logits are then those after the prompts.
+
+        `ids` and `seen` are as those of the class. The prompts end at the last column. Returns how many columns all rows have
+        lost on the left, where nobody has anything any more; less than 0 if a longer prompt has added some.
+        """
+        fresh = Run(self.loaded, ids, seen)
+        picked = torch.tensor(places, device=self.loaded.device)
+        self.seen[picked] = 0
+        used = self.columns - int(self.seen.any(0).int().argmax()) if self.seen.any() else 0
+        lost = self.columns - max(used, fresh.columns)
+        self.seen = pad(self.seen, (-lost, 0))
+        self.seen[picked, -fresh.columns :] = fresh.seen
+        for layer, new in zip(self.cache.layers, fresh.cache.layers, strict=True):
+            for name in ("keys", "values"):
+                whole = pad(getattr(layer, name), (0, 0, -lost, 0))
+                whole[picked, :, -fresh.columns :] = getattr(new, name)
+                setattr(layer, name, whole)
+        self.logits = fresh.logits
+        return lost
 
     def tree(
         self, rows: Sequence[int], columns: Sequence[int], tokens: torch.Tensor, depths: torch.Tensor, ancestors: torch.Tensor
@@ -83,13 +107,14 @@ class Run:
         Each of `rows` goes on after so many of its `columns`. `tokens` [n] are the nodes' ids, `depths` [n] start at 0, and
         `ancestors` [n, n] is true where the second node is on the way to the first, itself included. The cache stays as it is.
         """
-        return self.trees([(row, [Tree(width, tokens, depths, ancestors)]) for row, width in zip(rows, columns, strict=True)])
+        said = self.trees([(row, [Tree(width, tokens, depths, ancestors)]) for row, width in zip(rows, columns, strict=True)])
+        return said.reshape(len(rows), len(tokens), -1)
 
     def trees(self, rows: Sequence[tuple[int, Sequence[Tree]]]) -> torch.Tensor:
-        """Logits [rows, most nodes, V] of several trees on each row, one after another: they do not see each other."""
+        """Logits [nodes, V] of several trees on each row, one after another: they do not see each other."""
         device = self.loaded.device
-        sizes = [[len(tree.tokens) for tree in trees] for _, trees in rows]
-        width, longest = max(tree.columns for _, trees in rows for tree in trees), max(map(sum, sizes))
+        sizes = [sum(len(tree.tokens) for tree in trees) for _, trees in rows]
+        width, longest = max(tree.columns for _, trees in rows for tree in trees), max(sizes)
         ids, positions = torch.zeros(2, len(rows), longest, dtype=torch.long)
         mask = torch.zeros(len(rows), longest, width + longest, dtype=torch.bool)
         mask[:, :, width:] |= torch.eye(longest, dtype=torch.bool)  # padding attends to itself, so that its numbers are finite
@@ -105,23 +130,30 @@ class Run:
         picked, cache = [row for row, _ in rows], DynamicCache()
         for number, layer in enumerate(self.cache.layers):
             cache.update(layer.keys[picked, :, :width], layer.values[picked, :, :width], number)
+        nodes = torch.arange(longest) < torch.tensor(sizes)[:, None]
         with _AttentionByMask(self.loaded.model):
-            return self._forward(ids.to(device), mask[:, None].to(device), positions.to(device), cache, keep=longest)
+            return self._forward(ids, mask[:, None].to(device), positions.to(device), cache, nodes)
 
     @torch.inference_mode()
     def _forward(
-        self, ids: torch.Tensor, seen: torch.Tensor, positions: torch.Tensor, cache: DynamicCache, *, keep: int
+        self, ids: torch.Tensor, seen: torch.Tensor, positions: torch.Tensor, cache: DynamicCache, wanted: torch.Tensor
     ) -> torch.Tensor:
-        output: Any = self.loaded.model(
+        """Logits [places, V] where `ids` [rows, width] are `wanted`: the LM head is a large part of the work."""
+        output: Any = self.loaded.model.get_decoder()(
             input_ids=ids.to(self.loaded.device),
             attention_mask=seen,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=keep,
         )
-        logits: torch.Tensor = output.logits.float()
+        hidden = output.last_hidden_state[wanted.to(self.loaded.device)]
+        logits: torch.Tensor = self.loaded.model.get_output_embeddings()(hidden).float()
         return logits
+
+
+def last_of(counts: Sequence[int], width: int) -> torch.Tensor:
+    """Which places [rows, width] are among so many last ones of each row."""
+    return torch.arange(width, 0, -1) <= torch.tensor(counts)[:, None]
 
 
 class _AttentionByMask:
@@ -151,9 +183,9 @@ def check_same_tokenizer(models: Sequence[LoadedModel]) -> None:
             )
 
 
-def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_left(rows: Sequence[Sequence[int]], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids [rows, longest] with the padding before them, and the mask of what is no padding."""
     width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+    ids = torch.tensor([[padding] * (width - len(row)) + list(row) for row in rows])
     seen = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     return ids, seen

@@ -101,14 +101,15 @@ def next_drugs(generation: Generation, places: Sequence[Place], *, least: float 
 
 def _read(generation: Generation, rows: Sequence[tuple[int, Sequence[_Asked]]]) -> None:
     """One forward of each model over all trees of some rows."""
-    trees = [(row, [Tree(generation.rows[row].columns[one.place.at], *one.tree[1:]) for one in own]) for row, own in rows]
+    trees = [
+        (generation.place(row), [Tree(generation.rows[row].columns[one.place.at], *one.tree[1:]) for one in own])
+        for row, own in rows
+    ]
+    asked = [one for _, own in rows for one in own]
     for run in generation.runs:
-        logits = run.trees(trees).cpu()
-        for at, (_, own) in enumerate(rows):
-            begin = 0
-            for one in own:
-                one.said.append(logits[at, begin : begin + len(one.tree.nodes)])
-                begin += len(one.tree.nodes)
+        said = torch.split(run.trees(trees).cpu(), [len(one.tree.nodes) for one in asked])
+        for one, logits in zip(asked, said, strict=True):
+            one.said.append(logits)
 
 
 class _Asked:

@@ -5,7 +5,7 @@ Knows tasks, the constraint and models; what a row means for a reader is `decodi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -22,6 +22,8 @@ from yaofang.decoding.reading import read
 from yaofang.decoding.settings import Settings
 from yaofang.glm.loading import LoadedModel
 
+TOGETHER = 0.25
+"""Share of the running rows that have to have ended before others take their places."""
 ROWS_A_RECORD = 8
 """Sampled rows that may run at once for each record of a batch."""
 
@@ -65,6 +67,32 @@ class Writer:
         """A generation of the likeliest ids, not yet run."""
         starts = [task.start for task in tasks]
         return self._generation([task.ids for task in tasks], starts, [task.limit for task in tasks])
+
+    def ended(self, tasks: Sequence[Task], at_once: int) -> Iterator[tuple[Generation, dict[int, int]]]:
+        """Greedy rows of all tasks as they end, so many at once: a generation, and number of its row -> place of the task.
+
+        Until the next are asked for, the rows and their caches are there; then the next tasks take their places. Some rows are
+        waited for, so that prompts are read and rows looked back on together.
+        """
+        if not tasks:
+            return
+        waiting = iter(range(at_once, len(tasks)))
+        generation = self.greedy(tasks[:at_once])
+        running = {row.number: row.number for row in generation.rows}
+        steps = generation.steps()
+        while running:
+            if next(steps, generation) is generation:
+                steps = generation.steps()
+            done = {number: at for number, at in running.items() if generation.rows[number].ended}
+            if len(done) < TOGETHER * len(running):
+                continue
+            yield generation, done
+            following = dict(zip(done, waiting, strict=False))
+            running = {number: at for number, at in running.items() if number not in done} | following
+            if following:
+                new = [(number, tasks[at]) for number, at in following.items()]
+                generation.replace({number: (task.ids, task.start, task.limit) for number, task in new})
+            generation.release(done.keys() - following.keys())
 
     def __call__(self, tasks: Sequence[Task]) -> Written:
         """The batch's rows, written to their end."""

@@ -197,7 +197,7 @@ def _shared(base: Sequence[int], variant: Sequence[int]) -> int:
 def branch(base: Run, whole: Sequence[int], variants: Sequence[Sequence[int]], tail: Sequence[int]) -> Run:
     """The run of `variants`, each followed by `tail`, that takes what they share with `whole` from the cache of `base`.
 
-    Its logits [variants, len(tail) + 1, V] are those before and after each token of the tail.
+    Its logits [variants * (len(tail) + 1), V] are those before and after each token of the tail, variant by variant.
     """
     if base.loaded.prefix_lm:
         return _read_whole(base.loaded, variants, tail)
@@ -210,16 +210,16 @@ def branch(base: Run, whole: Sequence[int], variants: Sequence[Sequence[int]], t
         run.cache.update(keys, values, number)
     run.seen = (torch.arange(width, device=base.seen.device) < torch.tensor(shared, device=base.seen.device)[:, None]).long()
     rests = [[*variant[common:], *tail] for variant, common in zip(variants, shared, strict=True)]
-    run.extend(rests, keep=len(tail) + 1)
+    run.extend(rests, keep=[len(tail) + 1] * len(variants))
     return run
 
 
 def _read_whole(loaded: LoadedModel, variants: Sequence[Sequence[int]], tail: Sequence[int]) -> Run:
     """`branch` where nothing can be shared: what comes before a changed token has seen it too (prefix-LM)."""
     run = Run(loaded, *pad_left(variants, loaded.template.pad_id))
-    before = run.logits
-    run.extend([list(tail)] * len(variants), keep=len(tail))
-    run.logits = torch.cat([before, run.logits], dim=1)
+    before = run.logits[:, None]
+    run.extend([list(tail)] * len(variants), keep=[len(tail)] * len(variants))
+    run.logits = torch.cat([before, run.logits.reshape(len(variants), len(tail), -1)], dim=1).flatten(0, 1)
     return run
 
 
@@ -253,6 +253,7 @@ class _Asked:
     def __call__(self, runs: Sequence[Run]) -> Nats:
         """[2, rows, drugs] log probabilities; several models vote for whole names, as in `decoding.generation`."""
         lists = torch.stack([run.logits.cpu() for run in runs])
+        lists = lists.reshape(len(runs), -1, len(self.ids) + 1, lists.shape[-1])
         width, rows = runs[0].columns - len(self.ids), list(range(lists.shape[1]))
         tree = self._tree
         if tree.nodes:

@@ -109,7 +109,7 @@ class Examinee:
     def _choose(self, prompts: Sequence[Sequence[int]], letters: str, multiple: bool) -> list[tuple[frozenset[str], float]]:
         """The most probable answer of each prompt, and its share of the probability of all answers allowed."""
         run = Run(self._loaded, *pad_left(prompts, self._loaded.template.pad_id))
-        first = run.logits[:, -1].log_softmax(-1)
+        first = run.logits.log_softmax(-1)
         ids = [self._id(letter) for letter in letters]
         if not multiple:
             answers = [frozenset(letter) for letter in letters]
