@@ -9,7 +9,8 @@ first checks that both sides say the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from transformers import DynamicCache
 from yaofang.data.records import Record
 from yaofang.data.ward.simulate import simulate
 from yaofang.decoding.constraint import Constraint, Phase, State
-from yaofang.decoding.generation import Generation
+from yaofang.decoding.generation import Generation, Row
 from yaofang.decoding.peers import plain_trie
 from yaofang.decoding.preparation import Task
 from yaofang.decoding.processors import AnswerProcessor, constraint_for
@@ -57,12 +58,13 @@ WHAT_IT_IS = {
     "scoring_vs_uncached": "the same without the cache, from a part of the labels",
     "predict_vs_generate": "records a second of Recommender over those of transformers' generate with "
     "prefix_allowed_tokens_fn (a trie without conflicts), same model, batch size and prompts; preparing the records is in both",
-    "time_goes": "share of the seconds of Recommender: prepare (prompts), prefill, diagnoses, list (model forwards after the "
-    "prefill), rest (constraint, numbers, audit, reading)",
+    "time_goes": "share of the seconds of Recommender: prepare (prompts), prefill, list (model forwards after the prefill, the "
+    "audit's too), diagnoses (what these forwards take longer where diagnoses are generated), choices (constraint, mask and "
+    "numbers), rest (drafts, audit, reading)",
 }
 
 
-def measure(tokenizer: Path | None = None, *, rounds: int = 5, records: int = 32, batch_size: int = 8) -> dict[str, Any]:
+def measure(tokenizer: Path | None = None, *, rounds: int = 5, records: int = 64, batch_size: int = 8) -> dict[str, Any]:
     """All figures as one JSON object; `WHAT_IT_IS` says what each is."""
     loaded = wide_model(tokenizer)
     vocabulary = load_vocabulary()
@@ -255,6 +257,7 @@ def prediction(records: Sequence[Record], batch_size: int, rounds: int) -> dict[
     conflicts = load_conflicts(vocabulary)
     hidden = [record.model_copy(update={"drugs": ()}) for record in records]
     result: dict[str, Any] = {"predict_vs_generate": {}, "records_per_second": {}, "time_goes": {}}
+    lists = None
     for diagnoses in ("given", "generated"):
         recommender = Recommender([clock.loaded], vocabulary, conflicts, diagnoses=diagnoses, strategy="greedy")
         ways: dict[str, Callable[[], object]] = {
@@ -263,17 +266,19 @@ def prediction(records: Sequence[Record], batch_size: int, rounds: int) -> dict[
             "generate": lambda rx=recommender: plain_loop(rx, hidden, batch_size),  # type: ignore[misc]
         }
         seconds: dict[str, list[float]] = {way: [] for way in ways}
-        shares: list[dict[str, float]] = []
+        parts: list[dict[str, float]] = []
         for _ in range(rounds):
             for way, work in ways.items():
                 clock.clear()
-                seconds[way].append(_timed(work))
+                with clock.choosing() if way == "predict" else nullcontext():
+                    seconds[way].append(_timed(work))
                 if way == "predict":
-                    shares.append(clock.shares(seconds[way][-1], recommender, hidden))
+                    parts.append(clock.parts(seconds[way][-1], recommender, hidden))
         rates = {way: len(hidden) / median(values) for way, values in seconds.items()}
         result["predict_vs_generate"][diagnoses] = round(rates["predict"] / rates["generate"], 2)
         result["records_per_second"][diagnoses] = {way: round(rate, 2) for way, rate in rates.items()}
-        result["time_goes"][diagnoses] = {part: round(median(one[part] for one in shares), 3) for part in shares[0]}
+        result["time_goes"][diagnoses] = _shares(parts, median(seconds["predict"]), lists)
+        lists = median(one["list"] for one in parts)
     return result
 
 
@@ -287,7 +292,7 @@ class Clock:
 
     def clear(self) -> None:
         """Begin again."""
-        self.prefill = self.after = 0.0
+        self.prefill = self.after = self.chosen = 0.0
         self._fresh = True
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
@@ -314,20 +319,35 @@ class Clock:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def shares(self, whole: float, recommender: Recommender, records: Sequence[Record]) -> dict[str, float]:
-        """Where the seconds of the last prediction went; what is not the model's is measured again, alone."""
+    @contextmanager
+    def choosing(self) -> Iterator[None]:
+        """Note the seconds of choosing among what the models have said: constraint, mask and numbers."""
+        own = Generation._step
+
+        def timed(generation: Generation, rows: Sequence[Row]) -> None:
+            begun = perf_counter()
+            own(generation, rows)
+            self.chosen += perf_counter() - begun
+
+        Generation._step = timed  # type: ignore[method-assign,assignment]
+        try:
+            yield
+        finally:
+            Generation._step = own  # type: ignore[method-assign]
+
+    def parts(self, whole: float, recommender: Recommender, records: Sequence[Record]) -> dict[str, float]:
+        """Where the `whole` seconds of the last prediction went; preparing the records is measured again, alone."""
         prepare = _timed(lambda: [recommender.prepare(record) for record in records])
-        prefill, after = self.prefill, self.after
-        diagnoses = 0.0
-        if recommender.settings.diagnoses == "generated":
-            tasks = sorted((recommender.prepare(record) for record in records), key=lambda task: -len(task.ids))
-            self.clear()
-            for at in range(0, len(tasks), 8):
-                recommender.writer.heads(tasks[at : at + 8])
-            diagnoses = min(self.after, after)
-        parts = {"prepare": prepare, "prefill": prefill, "diagnoses": diagnoses, "list": after - diagnoses}
-        parts["rest"] = max(0.0, whole - sum(parts.values()))
-        return {name: value / whole for name, value in parts.items()}
+        parts = {"prepare": prepare, "prefill": self.prefill, "list": self.after, "choices": self.chosen}
+        return {**parts, "rest": max(0.0, whole - sum(parts.values()))}
+
+
+def _shares(parts: Sequence[dict[str, float]], whole: float, lists: float | None) -> dict[str, float]:
+    """Medians of the parts, as shares. Where the same records' `lists` took so long alone, the diagnoses took the rest."""
+    middle = {name: median(one[name] for one in parts) for name in parts[0]}
+    if lists is not None:
+        middle["diagnoses"], middle["list"] = max(0.0, middle["list"] - lists), min(middle["list"], lists)
+    return {name: round(value / whole, 3) for name, value in middle.items()}
 
 
 def plain_loop(recommender: Recommender, records: Sequence[Record], batch_size: int) -> list[list[int]]:
