@@ -308,8 +308,10 @@ class Clock:
         return partial(self._timed, self._model.get_output_embeddings())
 
     def _timed(self, module: Any, *arguments: Any, **named: Any) -> Any:
-        if (cache := named.get("past_key_values")) is not None or "input_ids" in named:
-            self._fresh = cache is None or cache.get_seq_length() == 0
+        if "input_ids" in named:
+            # The mask of a prompt is made by the model; what is read after the prompts brings its own.
+            mask = named.get("attention_mask")
+            self._fresh = mask is None or mask.dim() == 2
         begun = perf_counter()
         output = module(*arguments, **named)
         spent = perf_counter() - begun

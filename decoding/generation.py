@@ -34,7 +34,7 @@ from yaofang.decoding.bias import Bias
 from yaofang.decoding.constraint import Constraint, Ids, Phase, State
 from yaofang.decoding.drafts import Drafts
 from yaofang.decoding.masking import gathered
-from yaofang.decoding.running import Run, check_same_tokenizer, pad_left
+from yaofang.decoding.running import Run, check_same_tokenizer
 from yaofang.decoding.trie import ROOT
 from yaofang.glm.loading import LoadedModel
 
@@ -149,8 +149,7 @@ class Generation:
         # which only an attention that takes a ready mask is known to skip; a wrong separator leaves none: the row has ended.
         masked = all(loaded.model.config._attn_implementation == "sdpa" for loaded in models)
         self._drafts = Drafts(constraint, prompts, learned=masked and seeds is None and plans is None)
-        ids, seen = pad_left(prompts, models[0].template.pad_id)
-        self.runs = [Run(loaded, ids, seen, copies) for loaded in models]
+        self.runs = [Run(loaded, prompts, copies) for loaded in models]
         self._weights = torch.zeros(len(models), len(self.rows), device=models[0].device)
         self._places = {row.number: row.number for row in self.rows}
         """Number of each row that the models still carry -> its place in their batch."""
@@ -191,9 +190,8 @@ class Generation:
             raise ValueError("only rows of likeliest ids with masses can be replaced")
         if any(not self.rows[number].ended for number in tasks):
             raise ValueError("a row that has not ended keeps its place")
-        ids, seen = pad_left([prompt for prompt, _, _ in tasks.values()], self.runs[0].loaded.template.pad_id)
-        places = [self._places[number] for number in tasks]
-        lost = {run.replace(places, ids, seen) for run in self.runs}.pop()
+        places, prompts = [self._places[number] for number in tasks], [prompt for prompt, _, _ in tasks.values()]
+        lost = {run.replace(places, prompts) for run in self.runs}.pop()
         for number in self._places:
             row = self.rows[number]
             row.columns = {place: columns - lost for place, columns in row.columns.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,9 @@ from transformers import DynamicCache
 from yaofang.glm.loading import LoadedModel
 from yaofang.glm.masks import PrefixLM
 from yaofang.vocab.errors import InputError
+
+LEAST = 8
+"""Tokens that prompts have to begin with in common, to have them read once for all."""
 
 
 class Tree(NamedTuple):
@@ -23,24 +27,54 @@ class Tree(NamedTuple):
     ancestors: torch.Tensor
 
 
+class Opening(NamedTuple):
+    """What all prompts of a batch begin with, such as the system's turn, and a model's cache of it for one row."""
+
+    ids: list[int]
+    cache: DynamicCache
+
+
 class Run:
     """One model on one batch: its cache, and the logits [places, V] that were asked for last, row by row, as float32.
 
-    `ids` and `seen` are [prompts, width], padded on the left; each prompt is read once for `copies` rows. At first the logits
-    are those after the prompts, one place a row.
+    Each of `prompts`, of unequal length, is read once for `copies` rows; what all of them begin with is read once for all, or
+    taken from `opening`. At first the logits are those after the prompts, one place a row.
     """
 
-    def __init__(self, loaded: LoadedModel, ids: torch.Tensor, seen: torch.Tensor, copies: int = 1) -> None:
+    def __init__(
+        self, loaded: LoadedModel, prompts: Sequence[Sequence[int]], copies: int = 1, opening: Opening | None = None
+    ) -> None:
         self.loaded = loaded
         self.cache = DynamicCache()
-        self.seen = seen.to(loaded.device)
-        positions = (self.seen.cumsum(-1) - 1).clamp(min=0)
-        mask = self.seen if not loaded.prefix_lm else PrefixLM.of(loaded.template).prefill(ids.to(loaded.device), self.seen)
+        self.opening = opening or self._opening(prompts)
+        known = len(self.opening.ids) if self.opening else 0
+        ids, seen = (one.to(loaded.device) for one in pad_left([prompt[known:] for prompt in prompts], loaded.template.pad_id))
+        self.seen = torch.cat([seen.new_ones(len(prompts), known), seen], dim=1)
+        if self.opening:
+            for number, layer in enumerate(self.opening.cache.layers):
+                self.cache.update(*(one.expand(len(prompts), -1, -1, -1) for one in (layer.keys, layer.values)), number)
+        positions = (self.seen.cumsum(-1) - 1).clamp(min=0)[:, known:]
+        mask = self.seen if not loaded.prefix_lm else PrefixLM.of(loaded.template).prefill(ids, self.seen)
         self.logits = self._forward(ids, mask, positions, self.cache, last_of([1] * len(ids), ids.shape[1]))
         if copies > 1:
             self.cache.batch_repeat_interleave(copies)
             self.seen = self.seen.repeat_interleave(copies, dim=0)
             self.logits = self.logits.repeat_interleave(copies, dim=0)
+
+    def _opening(self, prompts: Sequence[Sequence[int]]) -> Opening | None:
+        """None where it is not worth while, and where what comes later changes what was read (prefix-LM).
+
+        Shorter prompts than the longest then have their padding behind it: for an attention that is known to skip it there.
+        """
+        columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+        common = [ids[0] for ids in takewhile(lambda ids: len(set(ids)) == 1, columns)]
+        skipped = self.loaded.model.config._attn_implementation == "sdpa" and not self.loaded.prefix_lm
+        if not skipped or len(prompts) == 1 or len(common) < LEAST:
+            return None
+        cache, ids = DynamicCache(), torch.tensor([common], device=self.loaded.device)
+        positions = torch.arange(len(common), device=ids.device)[None]
+        self._forward(ids, torch.ones_like(ids), positions, cache, torch.zeros_like(ids, dtype=torch.bool))
+        return Opening(common, cache)
 
     @property
     def columns(self) -> int:
@@ -78,13 +112,15 @@ class Run:
         self.seen = self.seen[picked]
 
     @torch.inference_mode()
-    def replace(self, places: Sequence[int], ids: torch.Tensor, seen: torch.Tensor) -> int:
+    def replace(self, places: Sequence[int], prompts: Sequence[Sequence[int]]) -> int:
         """Read new prompts in the places of rows that are not wanted any more; the logits are then those after the prompts.
 
-        `ids` and `seen` are as those of the class. The prompts end at the last column. Returns how many columns all rows have
-        lost on the left, where nobody has anything any more; less than 0 if a longer prompt has added some.
+        The prompts end at the last column. Returns how many columns all rows have lost on the left, where nobody has anything
+        any more; less than 0 if a longer prompt has added some.
         """
-        fresh = Run(self.loaded, ids, seen)
+        first = self.opening.ids if self.opening else []
+        alike = all(list(prompt[: len(first)]) == first and len(prompt) > len(first) for prompt in prompts)
+        fresh = Run(self.loaded, prompts, opening=self.opening if alike else None)
         picked = torch.tensor(places, device=self.loaded.device)
         self.seen[picked] = 0
         used = self.columns - int(self.seen.any(0).int().argmax()) if self.seen.any() else 0

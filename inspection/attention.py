@@ -54,8 +54,7 @@ def attention(
 
 def _paid(loaded: LoadedModel, ids: Sequence[int], tail: Sequence[int], spans: Sequence[tuple[int, int]]) -> Weights:
     """[drugs, prompt] mean attention of each name's tokens, `spans` of the list `tail`, to every token of the prompt."""
-    whole = torch.tensor([list(ids)])
-    run = Run(loaded, whole, torch.ones_like(whole))
+    run = Run(loaded, [ids])
     rest = torch.tensor([list(tail)], device=loaded.device)
     own = loaded.model.config._attn_implementation
     loaded.model.set_attn_implementation("eager")

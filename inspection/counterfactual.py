@@ -40,7 +40,7 @@ from yaofang.decoding.constraint import Constraint, Phase, State
 from yaofang.decoding.masking import gathered
 from yaofang.decoding.preparation import Task
 from yaofang.decoding.recommender import Recommender
-from yaofang.decoding.running import Run, pad_left
+from yaofang.decoding.running import Run
 from yaofang.decoding.scoring import choice_tree
 from yaofang.decoding.trie import ROOT
 from yaofang.glm.loading import LoadedModel
@@ -177,8 +177,7 @@ def _scores(recommender: Recommender, case: Case, prompts: Sequence[tuple[int, .
     """Log probabilities [2, prompts, drugs]: at their places and at the head. The first prompt is the one that others share."""
     asked = _Asked(recommender, case)
     found = np.zeros((2, len(prompts), len(case.drugs)))
-    whole = torch.tensor([list(prompts[0])])
-    bases = [Run(loaded, whole, torch.ones_like(whole)) for loaded in recommender.models]
+    bases = [Run(loaded, prompts[:1]) for loaded in recommender.models]
     # Those that share the most with the base go together: what a batch reads is as long as its longest rest.
     order = sorted(range(len(prompts)), key=lambda at: _shared(prompts[0], prompts[at]))
     for begin in range(0, len(order), batch_size):
@@ -216,7 +215,7 @@ def branch(base: Run, whole: Sequence[int], variants: Sequence[Sequence[int]], t
 
 def _read_whole(loaded: LoadedModel, variants: Sequence[Sequence[int]], tail: Sequence[int]) -> Run:
     """`branch` where nothing can be shared: what comes before a changed token has seen it too (prefix-LM)."""
-    run = Run(loaded, *pad_left(variants, loaded.template.pad_id))
+    run = Run(loaded, variants)
     before = run.logits[:, None]
     run.extend([list(tail)] * len(variants), keep=[len(tail)] * len(variants))
     run.logits = torch.cat([before, run.logits.reshape(len(variants), len(tail), -1)], dim=1).flatten(0, 1)

@@ -14,7 +14,7 @@ from itertools import combinations
 
 import torch
 
-from yaofang.decoding.running import Run, pad_left
+from yaofang.decoding.running import Run
 from yaofang.eval.cmb.exam import Question
 from yaofang.glm.loading import LoadedModel
 from yaofang.vocab.errors import InputError
@@ -108,7 +108,7 @@ class Examinee:
 
     def _choose(self, prompts: Sequence[Sequence[int]], letters: str, multiple: bool) -> list[tuple[frozenset[str], float]]:
         """The most probable answer of each prompt, and its share of the probability of all answers allowed."""
-        run = Run(self._loaded, *pad_left(prompts, self._loaded.template.pad_id))
+        run = Run(self._loaded, prompts)
         first = run.logits.log_softmax(-1)
         ids = [self._id(letter) for letter in letters]
         if not multiple:

@@ -12,6 +12,7 @@ import torch
 from peaked_models import peaked
 
 from yaofang.data.ward.simulate import simulate
+from yaofang.decoding import running
 from yaofang.decoding.constraint import Constraint, Phase, State
 from yaofang.decoding.generation import Generation, Row
 from yaofang.decoding.processors import answer_ids
@@ -60,7 +61,8 @@ def rule(loaded: LoadedModel) -> Constraint:
 def prompts_of(loaded: LoadedModel, constraint: Constraint) -> list[Prompt]:
     """The prompts, some with a drug banned, one with room for two ids."""
     starts = [constraint.start(Phase.LIST, banned=[at % len(LABELS)] if at % 2 else []) for at in range(len(PROMPTS))]
-    ids = [loaded.template.prompt_ids([{"role": "user", "content": text}]) for text in PROMPTS]
+    turn = {"role": "system", "content": "口干多饮复查"}
+    ids = [loaded.template.prompt_ids([turn, {"role": "user", "content": text}]) for text in PROMPTS]
     return [(one, start, 2 if at == 6 else 200) for at, (one, start) in enumerate(zip(ids, starts, strict=True))]
 
 
@@ -155,13 +157,53 @@ def test_what_is_asked_of_a_row_s_cache_is_the_same_in_another_s_place() -> None
 def test_columns_that_nobody_has_any_more_go_and_a_longer_prompt_gets_its_own() -> None:
     loaded = model_of(15)
     long, short = ([5] * length for length in (30, 4))
-    run = Run(loaded, torch.tensor([long, [0] * 26 + short]), torch.tensor([[1] * 30, [0] * 26 + [1] * 4]))
-    assert run.replace([0], torch.tensor([short]), torch.ones(1, 4, dtype=torch.long)) == 26
+    run = Run(loaded, [long, short])
+    assert run.replace([0], [short]) == 26
     assert run.columns == run.cache.get_seq_length() == 4
-    assert run.replace([1], torch.tensor([long]), torch.ones(1, 30, dtype=torch.long)) == -26
+    assert run.replace([1], [long]) == -26
     assert run.columns == run.cache.get_seq_length() == 30
     assert run.seen.sum(-1).tolist() == [4, 30]
-    assert run.replace([0, 1], torch.tensor([short, short]), torch.ones(2, 4, dtype=torch.long)) == 26
+    assert run.replace([0, 1], [short, short]) == 26
+
+
+def test_what_all_prompts_begin_with_is_read_once_and_nothing_else_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [model_of(15)]
+    constraint = rule(models[0])
+    prompts = prompts_of(models[0], constraint)
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "LEAST", 1000)
+        whole = {at: row for _, at, row in in_turn(models, constraint, prompts, 3)}
+    read: list[int] = []
+    forward = Run._forward
+
+    def noted(run: Run, ids: torch.Tensor, *others: object) -> torch.Tensor:
+        read.append(ids.shape[1])
+        return forward(run, ids, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Run, "_forward", noted)
+    for generation, at, row in in_turn(models, constraint, prompts, 3):
+        same(row, whole[at])
+        opening = generation.runs[0].opening
+        assert opening is not None
+        assert read[0] == len(opening.ids) >= running.LEAST
+        assert all(prompt[: read[0]] == opening.ids for prompt, _, _ in prompts)
+    assert max(read) < max(len(prompt) for prompt, _, _ in prompts), "never a whole prompt"
+
+
+def test_nothing_is_read_for_all_where_that_would_change_it_or_where_it_is_not_worth_while() -> None:
+    loaded = model_of(15)
+    prompts = [prompt for prompt, _, _ in prompts_of(loaded, rule(loaded))]
+    assert Run(loaded, prompts).opening is not None
+    assert Run(loaded, prompts[:1]).opening is None, "one prompt"
+    assert Run(model_of(15, prefix_lm=True), prompts).opening is None
+    assert Run(loaded, [prompt[5:] for prompt in prompts]).opening is None, "little in common"
+    (shortest,) = Run(loaded, [prompts[0][:12], prompts[0][:14]]).opening[:1]  # type: ignore[index]
+    assert shortest == prompts[0][:11], "each row reads something of its own"
+    run, other = Run(loaded, prompts[:2]), prompts[2][1:]
+    run.replace([0], [other])
+    assert torch.allclose(run.logits, Run(loaded, [other]).logits, atol=1e-5), "another beginning"
+    loaded.model.set_attn_implementation("eager")
+    assert Run(loaded, prompts).opening is None
 
 
 def test_a_running_row_keeps_its_place_and_so_do_rows_that_are_drawn_planned_or_without_masses() -> None:

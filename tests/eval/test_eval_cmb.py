@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from yaofang.app.cmb import cmb
-from yaofang.decoding.running import Run, pad_left
+from yaofang.decoding.running import Run
 from yaofang.eval.cmb.answers import letters_in, read_free_answers
 from yaofang.eval.cmb.exam import MULTIPLE, SINGLE, read_answers, read_questions, score
 from yaofang.eval.cmb.model import Examinee, LetterTree, examples_for, user_turn
@@ -258,7 +258,7 @@ def test_examples_that_do_not_fit_the_context_are_left_out_and_counted(loaded):
 
 
 def logits_after(loaded, ids):
-    return Run(loaded, *pad_left([ids], 0)).logits[0].log_softmax(-1)
+    return Run(loaded, [ids]).logits[0].log_softmax(-1)
 
 
 def test_a_single_choice_is_the_most_probable_of_the_questions_own_letters(loaded):
@@ -280,7 +280,7 @@ def test_a_multiple_choice_is_the_best_of_all_sets_each_scored_letter_by_letter(
     prompt, _ = examinee.prompt(question)
     ids = {letter: loaded.template.encode(letter)[0] for letter in question.letters}
     sets = ["".join(letters) for size in range(6) for letters in combinations(question.letters, size)]
-    rows = Run(loaded, *pad_left([prompt + [ids[letter] for letter in letters] for letters in sets], 0))
+    rows = Run(loaded, [prompt + [ids[letter] for letter in letters] for letters in sets])
     after = dict(zip(sets, rows.logits.log_softmax(-1), strict=True))
     scores = {
         frozenset(letters): sum(float(after[letters[:n]][ids[letter]]) for n, letter in enumerate(letters))
