@@ -112,13 +112,26 @@ def times_seen(expected: Floats, epochs: int, seed: int) -> Ints:
 def _epochs(recipe: Recipe, expected: Floats, lengths: Sequence[int]) -> list[Ints]:
     """The rows of each epoch in their order; of a last epoch that is not whole, so much as there is of it."""
     training, found = recipe.training, []
-    for epoch, times in enumerate(times_seen(expected, ceil(training.epochs), training.seed)):
+    epochs = _length(recipe, float(expected.sum()))
+    for epoch, times in enumerate(times_seen(expected, ceil(epochs), training.seed)):
         chance = np.random.default_rng((training.seed, 1, epoch))
         rows = chance.permutation(np.repeat(np.arange(len(times)), times))
         if training.group_by_length and not recipe.data.packing:
             rows = by_length(rows, np.array(lengths)[rows], training.batch_size, chance)
-        found.append(rows[: round(min(1.0, training.epochs - epoch) * len(rows))])
+        found.append(rows[: round(min(1.0, epochs - epoch) * len(rows))])
     return found
+
+
+def _length(recipe: Recipe, rows: float) -> float:
+    """Epochs of the run, of so many rows: the recipe's, or whole ones for all of its `max_steps` where these need more.
+
+    Packed rows hold several examples each, nobody knows how many: the trainer begins at the front again where it needs more.
+    """
+    training = recipe.training
+    if training.max_steps < 1 or recipe.data.packing:
+        return training.epochs
+    together = ranks.world() // training.sequence_parallel_size * training.batch_size * training.accumulation
+    return max(training.epochs, ceil(training.max_steps * together / max(rows, 1.0)) + 1)
 
 
 def by_length(rows: Ints, lengths: Ints, batch: int, chance: np.random.Generator) -> Ints:

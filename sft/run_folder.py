@@ -1,5 +1,5 @@
-"""A run folder: the weights (an adapter, or a whole model), the tokenizer, `recipe.yaml`, `checkpoints/` with TensorBoard logs,
-`yaofang.json` with what decoding has to know, and `run.json`, written last.
+"""A run folder: the weights (an adapter, or a whole model), the tokenizer, `recipe.yaml`, `data.json` with the versions of what
+was read, `checkpoints/` with TensorBoard logs, `yaofang.json` with what decoding has to know, and `run.json`, written last.
 """
 
 from __future__ import annotations
@@ -7,18 +7,19 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from yaofang.data.records import Record
 from yaofang.sft.checkpoints import drop_torn, whole_checkpoints
-from yaofang.sft.parts import Recipe
-from yaofang.sft.recipe import load_recipe
+from yaofang.sft.parts import Part, Recipe
+from yaofang.sft.recipe import dump_recipe, load_recipe
 from yaofang.vocab.errors import InputError
 from yaofang.vocab.files import sha256_of, whole_file
 
 log = logging.getLogger(__name__)
+DATA = "data.json"
 
 
 def trained_on(recipe: Recipe, counts: Counter[str], prompt_tokens: int) -> dict[str, Any]:
@@ -75,6 +76,25 @@ def check_same(recipe: Recipe, out: Path) -> None:
     if load_recipe(str(file)).model_dump(exclude=free) != recipe.model_dump(exclude=free):
         way_out = "Give the same recipe, or another folder with --out."
         raise InputError("the run in this folder was started with another recipe", file=file, way_out=way_out)
+
+
+def check_data(out: Path, versions: Mapping[str, str]) -> None:
+    """Refuse to go on with other data than those that the run's `data.json` names; without such a file nothing is known."""
+    file = out / DATA
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    changed = [name for name, version in versions.items() if before.get(name, version) != version]
+    if changed:
+        problem = f"the run in this folder was started with other rows ({', '.join(changed)})"
+        raise InputError(problem, file=file, way_out="Give the same files, or another folder with --out.")
+
+
+def write_start(recipe: Part, versions: Mapping[str, str], out: Path) -> None:
+    """Write what a run is started with: `recipe.yaml`, and the versions of its data."""
+    out.mkdir(parents=True, exist_ok=True)
+    with whole_file(out / DATA) as handle:
+        json.dump(dict(versions), handle, indent=1)
+    with whole_file(out / "recipe.yaml") as handle:
+        handle.write(dump_recipe(recipe))
 
 
 def data_hash(records: Sequence[Record]) -> str:

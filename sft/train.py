@@ -23,8 +23,7 @@ from yaofang.sft.examples import prompt_budget
 from yaofang.sft.objective import objective_of
 from yaofang.sft.parts import Recipe
 from yaofang.sft.plan_examples import PlannedRun, plan_examples
-from yaofang.sft.recipe import dump_recipe
-from yaofang.sft.run_folder import name_base, open_folder, trained_on
+from yaofang.sft.run_folder import check_data, data_hash, name_base, open_folder, trained_on, write_start
 from yaofang.sft.sources import Sources, examples_of, read_sources
 from yaofang.sft.start import Start, start_from
 from yaofang.sft.validation import (
@@ -56,6 +55,8 @@ def train(
         args = training_arguments(recipe, out)
         vocabulary = load_vocabulary(recipe.data.vocabulary)
         sources, validation = split_sources(recipe, vocabulary, skip_bad)
+        versions = {"data": sources.version, "vocabulary": vocabulary.version, "validation": data_hash(validation)}
+        ranks.from_first(lambda: check_data(out, versions))
         start = start_from(recipe, sources.records, vocabulary, sources.texts)
         planned, cut = make_examples(recipe, sources, start)
         counts = drug_frequency(sources.records)
@@ -63,10 +64,10 @@ def train(
         args.num_train_epochs = planned.epochs
         trainer = build_trainer(recipe, start, planned.examples, args, objective=objective, shuffle=planned.shuffle)
         trainer.validator = _validator(recipe, validation, trainer, start, vocabulary)
-        ranks.from_first(lambda: _write_recipe(recipe, out))
+        ranks.from_first(lambda: write_start(recipe, versions, out))
         metrics = _run(recipe, trainer, checkpoint)
         metrics |= {"records": len(sources.records), "conversations": len(sources.conversations), "cut": cut}
-        body = {"provenance": provenance(command), "data": sources.version, "vocabulary": vocabulary.version}
+        body = {"provenance": provenance(command), "data": versions["data"], "vocabulary": vocabulary.version}
         body |= {"metrics": metrics} | ({"validation": result_of(trainer.state, len(validation))} if validation else {})
         ranks.from_first(lambda: _write_run(recipe, out, counts, trainer, start, body))
         return metrics
@@ -131,12 +132,6 @@ def _check_alike(start: Start, planned: PlannedRun) -> None:
     if ranks.world() > 1:
         made = sha256_of(start.template.tokenizer.backend_tokenizer.to_str(), *(repr(e) for e in planned.examples))
         assert len(set(ranks.gathered(made))) == 1, "the processes made different examples"
-
-
-def _write_recipe(recipe: Recipe, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    with whole_file(out / "recipe.yaml") as handle:
-        handle.write(dump_recipe(recipe))
 
 
 def _write_run(

@@ -29,8 +29,7 @@ from yaofang.sft.checkpoints import copy_weights, drop_torn, step_of, whole_chec
 from yaofang.sft.examples import Example
 from yaofang.sft.pretraining.perplexity import Measure, Text
 from yaofang.sft.pretraining.recipe import PretrainRecipe, load_pretrain_recipe
-from yaofang.sft.recipe import dump_recipe
-from yaofang.sft.run_folder import check_out, last_checkpoint, name_base
+from yaofang.sft.run_folder import check_data, check_out, last_checkpoint, name_base, write_start
 from yaofang.sft.start import Start, start_from
 from yaofang.vocab.drugs import load_vocabulary
 from yaofang.vocab.errors import InputError
@@ -53,6 +52,8 @@ def pretrain(
         args = training_arguments(blocks, out)
         split = read_split(recipe, skip_bad)
         texts = [document.text for document in split.train]
+        versions = {"data": sha256_of(*texts)[:12], "held_out": sha256_of(*(document.text for document in split.held_out))[:12]}
+        ranks.from_first(lambda: check_data(out, versions))
         start = start_from(blocks, (), load_vocabulary(recipe.data.vocabulary), texts)
         examples = pieces_of(split.train, start.template, recipe.data.max_length)
         trainer = build_trainer(blocks, start, examples, args)
@@ -60,11 +61,11 @@ def pretrain(
         measured = Measure(trainer, held_out, out) if held_out.pieces else None
         if measured is not None:
             trainer.add_callback(measured)
-        ranks.from_first(lambda: _write_recipe(recipe, out))
+        ranks.from_first(lambda: write_start(recipe, versions, out))
         answer = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         body = {
             "provenance": provenance(command),
-            "data": sha256_of(*texts)[:12],
+            "data": versions["data"],
             "corpus": _sizes(split, examples, trainer),
             "held_out": None if measured is None else held_out_result(measured),
             "metrics": _metrics(trainer, checkpoint, dict(answer.metrics)),
@@ -172,12 +173,6 @@ def _open_folder(recipe: PretrainRecipe, out: Path, resume: bool) -> Path | None
         raise InputError("the run in this folder was started with another recipe", file=file, way_out=way_out)
     drop_torn(out / "checkpoints")
     return last_checkpoint(out)
-
-
-def _write_recipe(recipe: PretrainRecipe, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    with whole_file(out / "recipe.yaml") as handle:
-        handle.write(dump_recipe(recipe))
 
 
 def _write_run(recipe: PretrainRecipe, out: Path, trainer: SFTTrainer, start: Start, body: dict[str, Any]) -> None:

@@ -153,6 +153,19 @@ def test_a_last_epoch_that_is_not_whole_is_cut() -> None:
     assert less.examples == three.examples[:120]
 
 
+def test_steps_beyond_the_epochs_have_orders_of_their_own_too() -> None:
+    examples = long_tailed(50, 4)
+    changes = {"epochs": 2.0, "batch_size": 4, "accumulation": 2}
+    short = plan_examples(recipe(order="shuffled", **changes), examples, IDS)
+    long = plan_examples(recipe(order="shuffled", **changes, max_steps=40), examples, IDS)
+    assert len(long.examples) >= 40 * 8 > len(short.examples)
+    assert long.examples[:100] == short.examples
+    orders = [[made.id for made in epoch] for epoch in epochs_of(long)]
+    assert len({tuple(order) for order in orders}) == len(orders) >= 7
+    few = plan_examples(recipe(order="shuffled", **changes, max_steps=3), examples, IDS)
+    assert few.examples[:24] == short.examples[:24]
+
+
 # ---- weights of sources ---------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from yaofang.glm.tiny import random_tiny
 from yaofang.sft.checkpoints import mark, whole_checkpoints
 from yaofang.sft.examples import build_examples, prompt_budget
 from yaofang.sft.parts import Recipe
-from yaofang.sft.recipe import load_recipe
+from yaofang.sft.recipe import dump_recipe, load_recipe
 from yaofang.sft.run_folder import last_checkpoint, trained_on
 from yaofang.sft.train import train
 from yaofang.vocab.errors import InputError
@@ -229,6 +229,17 @@ def test_a_run_tells_decoding_how_it_was_trained(finished: Path) -> None:
 def test_a_run_is_not_resumed_with_another_recipe(finished: Path) -> None:
     with pytest.raises(InputError, match="another recipe"):
         train(recipe(finished, training={**_short(), "max_steps": 4, "seed": 7}), finished / "run", resume=True)
+
+
+def test_a_run_is_not_resumed_with_other_rows(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    rows = (finished / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join(rows[1:]), encoding="utf-8")
+    same = recipe(finished, training={**_short(), "max_steps": 4})
+    other = same.model_copy(update={"data": same.data.model_copy(update={"train": tmp_path / "train.jsonl"})})
+    (tmp_path / "run" / "recipe.yaml").write_text(dump_recipe(other), encoding="utf-8")
+    with pytest.raises(InputError, match=r"other rows \(data\)"):
+        train(other, tmp_path / "run", resume=True)
 
 
 def test_a_folder_that_holds_no_run_is_not_gone_on_with(tmp_path: Path) -> None:
