@@ -52,9 +52,9 @@ def joined(parts: Sequence[Part], kept: Sequence[int]) -> str:
 def fit(parts: Sequence[Part], budget: int, count: Count) -> tuple[str, tuple[Cut, ...]]:
     """The joined text of at most `budget` tokens, by `count` of the whole, and what was cut from each part.
 
-    Takes about 30 calls of `count` at most, one if everything fits; most are of a single paragraph. Where the paragraphs'
-    tokens do not add up to the whole's (a tokenizer that joins across lines), each trial is counted whole once more. Raises
-    InputError if the parts that are never shortened do not fit.
+    Takes about 30 calls of `count` at most, one if everything plainly fits; most are of a single paragraph. Where the
+    paragraphs' tokens do not add up to the whole's (a tokenizer that joins across lines), each trial is counted whole too.
+    Raises InputError if the parts that are never shortened do not fit.
     """
     whole = [len(part.text) for part in parts]
     by_paragraph = _ByParagraph(parts, count)
@@ -72,7 +72,7 @@ def fit(parts: Sequence[Part], budget: int, count: Count) -> tuple[str, tuple[Cu
     if kept is None:
         raise _too_long(parts, [0 if part.shorten != "never" else len(part.text) for part in parts], budget, count)
     cuts = [
-        Cut(part.name, max(1, by_paragraph.of(i, len(part.text)) - by_paragraph.of(i, size)))
+        Cut(part.name, max(1, by_paragraph.of(i, len(part.text)) - (by_paragraph.of(i, size) or count(f"{part.name}：\n"))))
         for i, (part, size) in enumerate(zip(parts, kept, strict=True))
         if size < len(part.text)
     ]

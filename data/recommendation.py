@@ -103,6 +103,7 @@ class Recommendation:
     tokens: int = 0
     """Tokens of the prompt."""
     seconds: float = 0.0
+    """Spent on this record: of what records of a batch had in common an equal share, so that they sum to the whole time."""
     versions: dict[str, str] = field(default_factory=dict)
     """Keys `model`, `vocab`, `conflicts`, `code`; `calibration` where `p_include` is calibrated."""
     schema: str = SCHEMA

@@ -17,14 +17,12 @@ from yaofang.decoding.constraint import Constraint, Phase, State
 
 MOST = 2
 """Ids drafted at once. Each is read by the model whether it is right or not."""
-
-
 REMEMBERED = 1 << 18
 """Pairs of ids and single ids after which what came is remembered; beyond that all is forgotten."""
 
 
 class Drafts:
-    """Drafts for the rows of one batch. `learned` False drafts separators and forced ids alone."""
+    """Drafts for the rows of one generation. `learned` False drafts separators and forced ids alone."""
 
     def __init__(self, constraint: Constraint, prompts: Sequence[Sequence[int]], *, learned: bool) -> None:
         self._constraint = constraint

@@ -57,7 +57,7 @@ class Row:
     limit: int
     """Most ids this row may write."""
     number: int = 0
-    """Place in the batch."""
+    """Place in `Generation.rows`; in the models' batch it is at `Generation.place(number)`."""
     ids: list[int] = field(default_factory=list)
     chosen: list[float] = field(default_factory=list)
     """Probability of the id among the allowed ones."""
@@ -104,7 +104,7 @@ class Seen(NamedTuple):
 
 
 class Generation:
-    """One batch from prompts to ended rows. `steps` does the work; `rows` is always up to date.
+    """A batch from prompts to ended rows, and further prompts in their places. `steps` does the work; `rows` is up to date.
 
     `prompts` are ids of unequal length (padded on the left here), `starts` and `limits` give a state and a number of new ids
     for each. `copies` rows of each prompt share its forward; with `seeds`, one a prompt, their ids are drawn instead of the
@@ -184,14 +184,15 @@ class Generation:
         """Give the places of ended rows to new ones: number of the row -> the new one's prompt, start and limit.
 
         Between two `steps`, for likeliest ids with masses and without plans alone: other rows are given up when they end, or
-        share a prompt. The new row has the old one's number, and its first ids.
+        share a prompt. `rows` then holds a new row under the old one's number, with its first ids. An iterator of `steps` goes
+        on with it; where it has come to its end, another does.
         """
         if self._copies > 1 or self._draws is not None or any(self._plans) or not self._masses:
             raise ValueError("only rows of likeliest ids with masses can be replaced")
         if any(not self.rows[number].ended for number in tasks):
             raise ValueError("a row that has not ended keeps its place")
         places, prompts = [self._places[number] for number in tasks], [prompt for prompt, _, _ in tasks.values()]
-        lost = {run.replace(places, prompts) for run in self.runs}.pop()
+        (lost,) = {run.replace(places, prompts) for run in self.runs}  # all caches have the same columns
         for number in self._places:
             row = self.rows[number]
             row.columns = {place: columns - lost for place, columns in row.columns.items()}

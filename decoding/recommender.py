@@ -146,12 +146,10 @@ class Recommender:
     def _chunks(self, tasks: Sequence[Task], batch_size: int) -> Iterator[tuple[Sequence[int], list[Recommendation]]]:
         """(places in `tasks`, recommendations) of all tasks, some at a time."""
         if self.settings.strategy == "greedy":
-            begun = time.perf_counter()
             for generation, done in self.writer.ended(tasks, batch_size):
-                of_row = {number: tasks[at] for number, at in done.items()}
-                seconds = time.perf_counter() - begun
-                yield list(done.values()), self._recommendations(of_row, generation, {}, seconds)
-                begun = time.perf_counter()
+                of_row = {number: tasks[row.task] for number, row in done.items()}
+                seconds = {number: row.seconds for number, row in done.items()}
+                yield [row.task for row in done.values()], self._recommendations(of_row, generation, {}, seconds)
         else:
             for begin in range(0, len(tasks), batch_size):
                 chunk = range(begin, min(begin + batch_size, len(tasks)))
@@ -181,7 +179,7 @@ class Recommender:
             named = len(names)
             yield from drugs_of(row, reading, self.constraint, self.conflicts)[listed:]
             listed = len(reading.drugs)
-        (whole,) = self._recommendations({row.number: task}, generation, {}, time.perf_counter() - begun)
+        (whole,) = self._recommendations({row.number: task}, generation, {}, {row.number: time.perf_counter() - begun})
         yield from whole.diagnoses[named:]
         yield from whole.drugs[listed:]
         yield whole
@@ -190,23 +188,24 @@ class Recommender:
         begun = time.perf_counter()
         written: Written = self.writer(tasks)
         inclusion = dict(enumerate(written.inclusion))
-        return self._recommendations(dict(enumerate(tasks)), written.generation, inclusion, time.perf_counter() - begun)
+        seconds = dict.fromkeys(inclusion, (time.perf_counter() - begun) / len(tasks))
+        return self._recommendations(dict(enumerate(tasks)), written.generation, inclusion, seconds)
 
     def _recommendations(
         self,
         tasks: Mapping[int, Task],
         generation: Generation,
         inclusion: Mapping[int, npt.NDArray[np.float64] | None],
-        seconds: float,
+        seconds: Mapping[int, float],
     ) -> list[Recommendation]:
-        """What some rows say, by their numbers, in the order of `tasks`; `seconds` were spent on writing them."""
+        """What some rows say, by their numbers, in the order of `tasks`; `seconds` were spent on writing each."""
         begun = time.perf_counter()
         rows = {number: generation.rows[number] for number in tasks}
         readings = {number: read(self.constraint, row.start, row.ids) for number, row in rows.items()}
         blocked = blocked_of(generation, readings, self.vocabulary) if self.settings.audit else {}
-        share = (seconds + time.perf_counter() - begun) / len(tasks)
+        share = (time.perf_counter() - begun) / len(tasks)
         return [
-            self._recommendation(task, rows[at], readings[at], inclusion.get(at), blocked.get(at, ()), share)
+            self._recommendation(task, rows[at], readings[at], inclusion.get(at), blocked.get(at, ()), seconds[at] + share)
             for at, task in tasks.items()
         ]
 

@@ -33,6 +33,11 @@ class Opening(NamedTuple):
     ids: list[int]
     cache: DynamicCache
 
+    def of(self, prompts: Sequence[Sequence[int]]) -> Opening | None:
+        """As much of it as other prompts begin with; None if that is little."""
+        common = in_common([self.ids, *(prompt[:-1] for prompt in prompts)])
+        return Opening(common, self.cache) if len(common) >= LEAST else None
+
 
 class Run:
     """One model on one batch: its cache, and the logits [places, V] that were asked for last, row by row, as float32.
@@ -52,7 +57,8 @@ class Run:
         self.seen = torch.cat([seen.new_ones(len(prompts), known), seen], dim=1)
         if self.opening:
             for number, layer in enumerate(self.opening.cache.layers):
-                self.cache.update(*(one.expand(len(prompts), -1, -1, -1) for one in (layer.keys, layer.values)), number)
+                shared = (one[:, :, :known].expand(len(prompts), -1, -1, -1) for one in (layer.keys, layer.values))
+                self.cache.update(*shared, number)
         positions = (self.seen.cumsum(-1) - 1).clamp(min=0)[:, known:]
         mask = self.seen if not loaded.prefix_lm else PrefixLM.of(loaded.template).prefill(ids, self.seen)
         self.logits = self._forward(ids, mask, positions, self.cache, last_of([1] * len(ids), ids.shape[1]))
@@ -66,8 +72,7 @@ class Run:
 
         Shorter prompts than the longest then have their padding behind it: for an attention that is known to skip it there.
         """
-        columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
-        common = [ids[0] for ids in takewhile(lambda ids: len(set(ids)) == 1, columns)]
+        common = in_common([prompt[:-1] for prompt in prompts])
         skipped = self.loaded.model.config._attn_implementation == "sdpa" and not self.loaded.prefix_lm
         if not skipped or len(prompts) == 1 or len(common) < LEAST:
             return None
@@ -118,9 +123,7 @@ class Run:
         The prompts end at the last column. Returns how many columns all rows have lost on the left, where nobody has anything
         any more; less than 0 if a longer prompt has added some.
         """
-        first = self.opening.ids if self.opening else []
-        alike = all(list(prompt[: len(first)]) == first and len(prompt) > len(first) for prompt in prompts)
-        fresh = Run(self.loaded, prompts, opening=self.opening if alike else None)
+        fresh = Run(self.loaded, prompts, opening=self.opening and self.opening.of(prompts))
         picked = torch.tensor(places, device=self.loaded.device)
         self.seen[picked] = 0
         used = self.columns - int(self.seen.any(0).int().argmax()) if self.seen.any() else 0
@@ -185,6 +188,11 @@ class Run:
         hidden = output.last_hidden_state[wanted.to(self.loaded.device)]
         logits: torch.Tensor = self.loaded.model.get_output_embeddings()(hidden).float()
         return logits
+
+
+def in_common(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """The ids that all prompts begin with."""
+    return [ids[0] for ids in takewhile(lambda ids: len(set(ids)) == 1, zip(*prompts, strict=False))]
 
 
 def last_of(counts: Sequence[int], width: int) -> torch.Tensor:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from time import perf_counter
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -34,6 +36,15 @@ class Written:
 
     generation: Generation
     inclusion: list[npt.NDArray[np.float64] | None]
+
+
+class Ended(NamedTuple):
+    """A row that is written."""
+
+    task: int
+    """Place of its task among all."""
+    seconds: float
+    """Spent on it: of each step an equal share for every row that was in the batch."""
 
 
 @dataclass(frozen=True)
@@ -68,31 +79,35 @@ class Writer:
         starts = [task.start for task in tasks]
         return self._generation([task.ids for task in tasks], starts, [task.limit for task in tasks])
 
-    def ended(self, tasks: Sequence[Task], at_once: int) -> Iterator[tuple[Generation, dict[int, int]]]:
-        """Greedy rows of all tasks as they end, so many at once: a generation, and number of its row -> place of the task.
+    def ended(self, tasks: Sequence[Task], at_once: int) -> Iterator[tuple[Generation, dict[int, Ended]]]:
+        """Greedy rows of all tasks as they end, so many running at once: a generation, and which of its rows by their numbers.
 
         Until the next are asked for, the rows and their caches are there; then the next tasks take their places. Some rows are
         waited for, so that prompts are read and rows looked back on together.
         """
         if not tasks:
             return
+        begun = perf_counter()
         waiting = iter(range(at_once, len(tasks)))
         generation = self.greedy(tasks[:at_once])
-        running = {row.number: row.number for row in generation.rows}
+        running = {row.number: Ended(row.number, 0.0) for row in generation.rows}
         steps = generation.steps()
         while running:
             if next(steps, generation) is generation:
                 steps = generation.steps()
-            done = {number: at for number, at in running.items() if generation.rows[number].ended}
+            share, begun = (perf_counter() - begun) / len(running), perf_counter()
+            running = {number: Ended(one.task, one.seconds + share) for number, one in running.items()}
+            done = {number: one for number, one in running.items() if generation.rows[number].ended}
             if len(done) < TOGETHER * len(running):
                 continue
             yield generation, done
-            following = dict(zip(done, waiting, strict=False))
-            running = {number: at for number, at in running.items() if number not in done} | following
-            if following:
-                new = [(number, tasks[at]) for number, at in following.items()]
-                generation.replace({number: (task.ids, task.start, task.limit) for number, task in new})
-            generation.release(done.keys() - following.keys())
+            begun = perf_counter()
+            new = dict(zip(done, waiting, strict=False))
+            if new:
+                generation.replace({number: (tasks[at].ids, tasks[at].start, tasks[at].limit) for number, at in new.items()})
+            generation.release(done.keys() - new.keys())
+            running = {number: one for number, one in running.items() if number not in done}
+            running |= {number: Ended(at, 0.0) for number, at in new.items()}
 
     def __call__(self, tasks: Sequence[Task]) -> Written:
         """The batch's rows, written to their end."""

@@ -136,10 +136,16 @@ def _read_model(folder: Path, kind: str, options: dict[str, Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(model, str(folder))
+            found = PeftModel.from_pretrained(model, str(folder))
     except (RuntimeError, SafetensorError, UserWarning) as error:
         way_out = "Give the base that the adapter was trained on (base_model_name_or_path in its adapter_config.json)."
         raise InputError(f"the adapter does not fit its base {base}", file=folder, way_out=way_out) from error
+    config = found.active_peft_config
+    if config.is_prompt_learning:
+        # It acts outside the layers, where what is read after a cache would miss it.
+        problem = f"an adapter of the kind {config.peft_type.value} is no part of the model's layers"
+        raise InputError(problem, file=folder, way_out="Use an adapter of LoRA or another kind that changes weights.")
+    return found
 
 
 def _trained(folder: Path) -> dict[str, Any] | None:

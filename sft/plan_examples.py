@@ -30,6 +30,8 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 GRAIN = 1 << 20
 """Steps of a chance below 1: coarse enough that a sum with whole numbers never rounds up to the next one."""
+MARGIN = 1.05
+"""Epochs that are laid out over those that the steps are expected to need."""
 MEGABATCH = 50
 """Batches within which examples are ordered by length, as transformers' LengthGroupedSampler has it."""
 
@@ -123,15 +125,17 @@ def _epochs(recipe: Recipe, expected: Floats, lengths: Sequence[int]) -> list[In
 
 
 def _length(recipe: Recipe, rows: float) -> float:
-    """Epochs of the run, of so many rows: the recipe's, or whole ones for all of its `max_steps` where these need more.
+    """Epochs of the run, of so many rows: the recipe's, or some more than its `max_steps` need where these need more.
 
-    Packed rows hold several examples each, nobody knows how many: the trainer begins at the front again where it needs more.
+    Some, as an epoch may have fewer rows than expected. Packed rows hold several examples each, nobody knows how many: the
+    trainer begins at the front again where it needs more.
     """
     training = recipe.training
     if training.max_steps < 1 or recipe.data.packing:
         return training.epochs
     together = ranks.world() // training.sequence_parallel_size * training.batch_size * training.accumulation
-    return max(training.epochs, ceil(training.max_steps * together / max(rows, 1.0)) + 1)
+    needed = training.max_steps * together / max(rows, 1.0)
+    return training.epochs if needed <= training.epochs else MARGIN * needed
 
 
 def by_length(rows: Ints, lengths: Ints, batch: int, chance: np.random.Generator) -> Ints:

@@ -79,22 +79,22 @@ def check_same(recipe: Recipe, out: Path) -> None:
 
 
 def check_data(out: Path, versions: Mapping[str, str]) -> None:
-    """Refuse to go on with other data than those that the run's `data.json` names; without such a file nothing is known."""
+    """Refuse to go on with anything else than what the run's `data.json` names; without such a file nothing is known."""
     file = out / DATA
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     changed = [name for name, version in versions.items() if before.get(name, version) != version]
     if changed:
-        problem = f"the run in this folder was started with other rows ({', '.join(changed)})"
-        raise InputError(problem, file=file, way_out="Give the same files, or another folder with --out.")
+        problem = f"the run in this folder was started with another {' and another '.join(changed)}"
+        raise InputError(problem, file=file, way_out="Give what it was started with, or another folder with --out.")
 
 
 def write_start(recipe: Part, versions: Mapping[str, str], out: Path) -> None:
     """Write what a run is started with: `recipe.yaml`, and the versions of its data."""
     out.mkdir(parents=True, exist_ok=True)
+    with whole_file(out / "recipe.yaml") as handle:  # first: a folder without it is no run's
+        handle.write(dump_recipe(recipe))
     with whole_file(out / DATA) as handle:
         json.dump(dict(versions), handle, indent=1)
-    with whole_file(out / "recipe.yaml") as handle:
-        handle.write(dump_recipe(recipe))
 
 
 def data_hash(records: Sequence[Record]) -> str:

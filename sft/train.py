@@ -55,7 +55,7 @@ def train(
         args = training_arguments(recipe, out)
         vocabulary = load_vocabulary(recipe.data.vocabulary)
         sources, validation = split_sources(recipe, vocabulary, skip_bad)
-        versions = {"data": sources.version, "vocabulary": vocabulary.version, "validation": data_hash(validation)}
+        versions = {"training set": sources.version, "validation set": data_hash(validation), "vocabulary": vocabulary.version}
         ranks.from_first(lambda: check_data(out, versions))
         start = start_from(recipe, sources.records, vocabulary, sources.texts)
         planned, cut = make_examples(recipe, sources, start)
@@ -67,7 +67,7 @@ def train(
         ranks.from_first(lambda: write_start(recipe, versions, out))
         metrics = _run(recipe, trainer, checkpoint)
         metrics |= {"records": len(sources.records), "conversations": len(sources.conversations), "cut": cut}
-        body = {"provenance": provenance(command), "data": versions["data"], "vocabulary": vocabulary.version}
+        body = {"provenance": provenance(command), "data": sources.version, "vocabulary": vocabulary.version}
         body |= {"metrics": metrics} | ({"validation": result_of(trainer.state, len(validation))} if validation else {})
         ranks.from_first(lambda: _write_run(recipe, out, counts, trainer, start, body))
         return metrics

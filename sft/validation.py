@@ -125,7 +125,7 @@ class ValidatingTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
             return own
         begun = time.perf_counter()
         self.model.eval()  # the next step of training turns it back
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.accelerator.autocast():
             value = self.validator()
         records, seconds = len(self.validator.records), time.perf_counter() - begun
         metrics = {METRIC: value, "eval_records": float(records), "eval_runtime": round(seconds, 3)}

@@ -52,7 +52,8 @@ def pretrain(
         args = training_arguments(blocks, out)
         split = read_split(recipe, skip_bad)
         texts = [document.text for document in split.train]
-        versions = {"data": sha256_of(*texts)[:12], "held_out": sha256_of(*(document.text for document in split.held_out))[:12]}
+        held_out_texts = [document.text for document in split.held_out]
+        versions = {"corpus": sha256_of(*texts)[:12], "held-out text": sha256_of(*held_out_texts)[:12]}
         ranks.from_first(lambda: check_data(out, versions))
         start = start_from(blocks, (), load_vocabulary(recipe.data.vocabulary), texts)
         examples = pieces_of(split.train, start.template, recipe.data.max_length)
@@ -65,7 +66,7 @@ def pretrain(
         answer = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         body = {
             "provenance": provenance(command),
-            "data": versions["data"],
+            "data": versions["corpus"],
             "corpus": _sizes(split, examples, trainer),
             "held_out": None if measured is None else held_out_result(measured),
             "metrics": _metrics(trainer, checkpoint, dict(answer.metrics)),

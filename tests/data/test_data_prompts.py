@@ -118,6 +118,22 @@ def test_what_fits_is_not_cut_and_is_counted_once() -> None:
     assert count.calls == 1
 
 
+def test_what_fits_although_it_has_many_characters_a_token_is_not_cut() -> None:
+    parts = [Part("检验", "a" * 900, "tail"), Part("主诉", "b" * 90)]
+    for budget in (100, 101, 150):
+        counted = Counted(lambda text: -(-len(text) // 10))
+        assert fit(parts, budget, counted) == (joined(parts, [900, 90]), ())
+        assert counted.calls <= 3
+    assert fit(parts, 99, lambda text: -(-len(text) // 10))[1]
+
+
+def test_a_part_that_goes_whole_loses_the_tokens_of_its_text() -> None:
+    parts = [Part("现病史", "a" * 50, "tail"), Part("主诉", "b" * 20)]
+    text, (cut,) = fit(parts, 24, len)
+    assert text == "主诉：" + "b" * 20
+    assert (cut.section, cut.tokens) == ("现病史", 50)
+
+
 @pytest.mark.parametrize("count", [len, by_runs, lambda text: len(text.encode())])
 @pytest.mark.parametrize("budget", [200, 400, 700, 1100, 1700, 2600, 3500])
 def test_a_cut_prompt_fits_by_the_count_of_the_whole_in_at_most_30_calls(budget: int, count: Callable[[str], int]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from yaofang.glm import loading
@@ -95,6 +95,17 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(wrong: str, tmp_path: 
         kept = {name: value for name, value in load_file(file).items() if ".layers.0." in name}
         save_file(kept, file)
     with pytest.raises(InputError, match="does not fit its base"):
+        load_model(tmp_path / "run", device="cpu")
+
+
+def test_an_adapter_that_acts_outside_the_layers_is_refused(tmp_path: Path) -> None:
+    made = random_tiny()
+    adapter = get_peft_model(made.model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    adapter.save_pretrained(tmp_path / "run")
+    file = tmp_path / "run" / "adapter_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**settings, "base_model_name_or_path": str(save(random_tiny(), tmp_path / "base"))}))
+    with pytest.raises(InputError, match="PROMPT_TUNING is no part"):
         load_model(tmp_path / "run", device="cpu")
 
 

@@ -202,8 +202,8 @@ def test_a_resumed_pretraining_ends_where_an_unbroken_one_does(
     with pytest.raises(InputError, match="another recipe"):
         pretrain(recipe(texts, training={**SHORT, "seed": 9}), tmp_path / "broken", resume=True)
     known = json.loads((tmp_path / "broken" / "data.json").read_text(encoding="utf-8"))
-    (tmp_path / "broken" / "data.json").write_text(json.dumps({**known, "held_out": "another"}), encoding="utf-8")
-    with pytest.raises(InputError, match=r"other rows \(held_out\)"):
+    (tmp_path / "broken" / "data.json").write_text(json.dumps({**known, "held-out text": "0"}), encoding="utf-8")
+    with pytest.raises(InputError, match="another held-out text"):
         pretrain(recipe(texts), tmp_path / "broken", resume=True)
 
 

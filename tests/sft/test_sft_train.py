@@ -18,7 +18,7 @@ from yaofang.sft.checkpoints import mark, whole_checkpoints
 from yaofang.sft.examples import build_examples, prompt_budget
 from yaofang.sft.parts import Recipe
 from yaofang.sft.recipe import dump_recipe, load_recipe
-from yaofang.sft.run_folder import last_checkpoint, trained_on
+from yaofang.sft.run_folder import check_data, last_checkpoint, open_folder, trained_on, write_start
 from yaofang.sft.train import train
 from yaofang.vocab.errors import InputError
 
@@ -238,8 +238,18 @@ def test_a_run_is_not_resumed_with_other_rows(finished: Path, tmp_path: Path) ->
     same = recipe(finished, training={**_short(), "max_steps": 4})
     other = same.model_copy(update={"data": same.data.model_copy(update={"train": tmp_path / "train.jsonl"})})
     (tmp_path / "run" / "recipe.yaml").write_text(dump_recipe(other), encoding="utf-8")
-    with pytest.raises(InputError, match=r"other rows \(data\)"):
+    with pytest.raises(InputError, match=r"another training set$"):
         train(other, tmp_path / "run", resume=True)
+
+
+def test_what_a_run_was_started_with_is_named_where_it_is_another(tmp_path: Path) -> None:
+    write_start(recipe(tmp_path), {"training set": "a", "validation set": "b"}, tmp_path / "run")
+    check_data(tmp_path / "run", {"training set": "a", "validation set": "b"})
+    with pytest.raises(InputError, match=r"another training set and another validation set"):
+        check_data(tmp_path / "run", {"training set": "c", "validation set": "d"})
+    (tmp_path / "run" / "data.json").unlink()
+    check_data(tmp_path / "run", {"training set": "c"})
+    assert open_folder(recipe(tmp_path), tmp_path / "run", resume=True) is None, "killed between the two files: begun anew"
 
 
 def test_a_folder_that_holds_no_run_is_not_gone_on_with(tmp_path: Path) -> None:
