@@ -122,13 +122,14 @@ class _TrainingForward:
         penalty = self.objective.penalty
         sparse = None if penalty is None else penalty(labels, documents)
         packed = documents if position_ids is not None and bool(documents.any()) else None
-        inputs = self._inputs(input_ids, labels, attention_mask, position_ids, packed, others)
+        inputs = self._inputs(model, input_ids, labels, attention_mask, position_ids, packed, others)
         following = pad(labels[:, 1:], (0, 1), value=IGNORED)  # shifted before it is cut
         scores = self._score(model, inputs, following, sparse)
         return self._output(scores, labels, documents, num_items_in_batch)
 
     def _inputs(
         self,
+        model: Any,
         ids: Tensor,
         labels: Tensor,
         attention_mask: Tensor | None,
@@ -151,19 +152,22 @@ class _TrainingForward:
                 "sequence_parallel": self._layout(self.group, ids.shape[1], packed, blocks, present),
                 "use_cache": False,
             }
+        others = {**others, "input_ids": ids, "position_ids": position_ids, "use_cache": False}
+        if packed is not None and blocks is None and present is None and _apart(model):
+            bounds, longest = packed_bounds(packed)
+            given = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+            return {**others, "attention_mask": given, "sequence_parallel": Layout(None, bounds=bounds, longest=longest)}
         if blocks is not None:
             present = masks.attention_mask(ids.shape[1], documents=packed, blocks=blocks, present=present)
-        return {**others, "input_ids": ids, "position_ids": position_ids, "attention_mask": present, "use_cache": False}
+        return {**others, "attention_mask": present}
 
     def _layout(
         self, group: SequenceGroup, length: int, packed: Tensor | None, blocks: Tensor | None, present: Tensor | None
     ) -> Layout:
         whole = None if packed is None else group.fill(packed, -1)
-        if self.flash and present is None:
+        if blocks is None and present is None:
             bounds, longest = (None, 0) if whole is None else packed_bounds(whole)
-            return Layout(group, bounds=bounds, longest=longest, flash=True)
-        if whole is None and blocks is None and present is None:
-            return Layout(group)
+            return Layout(group, bounds=bounds, longest=longest, flash=self.flash)
         filled = [None if tensor is None else group.fill(tensor, 0) for tensor in (blocks, present)]
         mask = masks.attention_mask(group.padded(length), documents=whole, blocks=filled[0], present=filled[1])
         return Layout(group, mask=mask)
@@ -196,6 +200,13 @@ class _TrainingForward:
             mean_logits=None if scores.mean_logits is None else scores.mean_logits[:, :-1],
             label_mask=mask,
         )
+
+
+def _apart(model: Any) -> bool:
+    """Whether the model's attention takes packed examples one by one: SDPA then does, from the first packed row on."""
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(IMPLEMENTATION)  # for good: checkpointing calls it again in the backward
+    return bool(model.config._attn_implementation == IMPLEMENTATION)
 
 
 def right_padded(attention_mask: Tensor) -> bool:

@@ -8,7 +8,7 @@ Knows nothing of losses, labels or recipes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -142,13 +142,14 @@ def _exchange(parts: Tensor, group: SequenceGroup) -> Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one forward's sequences lie over a group, handed to every layer's attention."""
+    """How one forward's sequences lie over a group and in packed rows, handed to every layer's attention."""
 
-    group: SequenceGroup
+    group: SequenceGroup | None
+    """None: this process holds whole sequences."""
     mask: Tensor | None = None
     """Boolean [batch, 1, padded, padded] over the whole sequence; None is causal."""
     bounds: Tensor | None = None
-    """For flash-attn: where each packed example begins in batch * padded tokens, and the end, int32; None is one a row."""
+    """Where each packed example begins in batch * padded tokens, and the end, int32; None is one a row, or `mask` says it."""
     longest: int = 0
     """Tokens of the longest of them."""
     flash: bool = False
@@ -175,9 +176,12 @@ def parallel_attention(
         )
         return plain
     # Under autocast the rotation leaves queries and keys in float32: cast before they are sent, not after.
-    whole = _all_positions(query.to(value.dtype), key.to(value.dtype), value, sequence_parallel.group)
-    attend = _flash if sequence_parallel.flash else _sdpa
-    return _own_positions(attend(*whole, sequence_parallel, dropout, scaling), sequence_parallel.group), None
+    query, key, layout = query.to(value.dtype), key.to(value.dtype), sequence_parallel
+    attend = _flash if layout.flash else _sdpa if layout.bounds is None else _sdpa_apart
+    if layout.group is None:
+        return attend(query, key, value, layout, dropout, scaling).transpose(1, 2).contiguous(), None
+    whole = _all_positions(query, key, value, layout.group)
+    return _own_positions(attend(*whole, layout, dropout, scaling), layout.group), None
 
 
 AttentionInterface.register(IMPLEMENTATION, parallel_attention)
@@ -217,6 +221,17 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: fl
     )
 
 
+def _sdpa_apart(query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float, scaling: float | None) -> Tensor:
+    """Each packed example by itself, causal: a mask over the whole row would cost what its examples pay for each other."""
+    assert layout.bounds is not None
+    sizes = layout.bounds.diff().tolist()
+    flat = (tensor.movedim(1, 0).flatten(1, 2) for tensor in (query, key, value))
+    each = zip(*(torch.split(tensor, sizes, dim=1) for tensor in flat), strict=True)
+    plain = replace(layout, bounds=None)
+    parts = [_sdpa(q[None], k[None], v[None], plain, dropout, scaling)[0] for q, k, v in each]
+    return torch.cat(parts, dim=1).view(query.shape[1], query.shape[0], *query.shape[2:]).movedim(0, 1)
+
+
 def _flash(query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float, scaling: float | None) -> Tensor:
     flash = import_module("flash_attn")
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
@@ -231,9 +246,14 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: f
 
 
 def packed_bounds(documents: Tensor) -> tuple[Tensor, int]:
-    """Where each example of `documents` [batch, length] begins in the flattened rows, and the end; and the longest's tokens."""
+    """Where each example of `documents` [batch, length] begins in the flattened rows, and the end; and the longest's tokens.
+
+    Padding, of which each token is an example of its own, is one example: nobody reads it.
+    """
     new = torch.ones_like(documents, dtype=torch.bool)
     new[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    alone = new & pad(new[:, 1:], (0, 1), value=True)
+    new[:, 1:] &= ~(alone[:, 1:] & alone[:, :-1])
     starts = new.flatten().nonzero().flatten()
     bounds = torch.cat([starts, starts.new_tensor([documents.numel()])])
     return bounds.to(torch.int32), int(bounds.diff().max())

@@ -75,9 +75,9 @@ class Case:
 CASES = (
     Case("padding"),
     Case("packing", ("data.packing=true", "training.batch_size=3")),
-    Case("padding, bfloat16", bf16=True),
-    Case("padding, sequence parallel 2", processes=2),
-    Case("padding, sequence parallel 4", processes=4),
+    Case("padding_bfloat16", bf16=True),
+    Case("sequence_parallel_2", processes=2),
+    Case("sequence_parallel_4", processes=4),
 )
 
 

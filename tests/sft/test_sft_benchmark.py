@@ -26,7 +26,7 @@ def test_cases_differ_in_what_they_name_alone() -> None:
     assert plain["training"].pop("batch_size") == 8
     assert packed == plain
     for processes in (2, 4):
-        parallel = made[f"padding, sequence parallel {processes}"].model_dump()
+        parallel = made[f"sequence_parallel_{processes}"].model_dump()
         assert parallel["training"].pop("sequence_parallel_size") == processes
         assert parallel["training"]["optimizer"] == "adamw"
 
@@ -124,9 +124,9 @@ def test_a_row_has_the_slowest_processs_time_and_the_largest_ones_memory() -> No
 def test_precision_that_the_processor_would_emulate_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(benchmark, "autocast", lambda wanted: (False, "no arithmetic for it"))
-    found = benchmark.speed(cases=[Case("padding, bfloat16", bf16=True)], records=[one_record(1)], report=said.append)
-    assert found["rows"] == {"padding, bfloat16": None}
-    assert said == ["padding, bfloat16: not measured (no arithmetic for it)"]
+    found = benchmark.speed(cases=[Case("padding_bfloat16", bf16=True)], records=[one_record(1)], report=said.append)
+    assert found["rows"] == {"padding_bfloat16": None}
+    assert said == ["padding_bfloat16: not measured (no arithmetic for it)"]
 
 
 def one_record(number: int) -> Record:

@@ -15,10 +15,12 @@ from trl.trainer.utils import add_fused_lm_head
 from yaofang.glm.loading import LoadedModel
 from yaofang.glm.masks import PrefixLM
 from yaofang.glm.tiny import Architecture, random_tiny
+from yaofang.sft import sequence_parallel
 from yaofang.sft.forward import _LogProbs, right_padded, wrap_forward
 from yaofang.sft.objective import Objective, Sparse
 from yaofang.vocab.errors import InputError
 
+KINDS = ("right", "left", "packed", "packed rows")
 FIELDS = ("log_probs", "entropy", "is_top1", "mean_logits")
 
 
@@ -71,6 +73,17 @@ def packed() -> dict[str, Tensor]:
     }
 
 
+def packed_rows() -> dict[str, Tensor]:
+    """Two packed rows; the second is filled up, and every padding token is at position 0."""
+    (one, first), (two, second), (three, third) = examples()
+    fill = len(one) + len(two) - len(three)
+    return {
+        "input_ids": torch.tensor([[*one, *two], [*three, *[small().template.pad_id] * fill]]),
+        "labels": torch.tensor([[*first, *second], [*third, *[-100] * fill]]),
+        "position_ids": torch.tensor([[*range(len(one)), *range(len(two))], [*range(len(three)), *[0] * fill]]),
+    }
+
+
 def scored(model: Any, inputs: dict[str, Tensor]) -> tuple[Any, list[Tensor]]:
     """The output, and the gradients of its loss."""
     model.zero_grad()
@@ -97,7 +110,7 @@ def assert_same(one: tuple[Any, list[Tensor]], two: tuple[Any, list[Tensor]]) ->
 
 
 @pytest.mark.parametrize("architecture", ["glm", "glm4"])
-@pytest.mark.parametrize("inputs", [batch("right"), batch("left"), packed()], ids=["right", "left", "packed"])
+@pytest.mark.parametrize("inputs", [batch("right"), batch("left"), packed(), packed_rows()], ids=KINDS)
 def test_every_score_and_gradient_equals_trls(architecture: Architecture, inputs: dict[str, Tensor]) -> None:
     model = fresh(architecture)
     inputs = inputs | {"labels": partly_right(model, inputs)}
@@ -105,6 +118,28 @@ def test_every_score_and_gradient_equals_trls(architecture: Architecture, inputs
     assert 0 < expected[0].is_top1.sum() < expected[0].label_mask.sum()
     wrap_forward(model)
     assert_same(expected, scored(model, inputs))
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_packed_examples_attend_one_by_one_without_a_mask(monkeypatch: pytest.MonkeyPatch, checkpointing: bool) -> None:
+    model, inputs = fresh(), packed_rows()
+    expected = scored(model, inputs)
+    wrap_forward(model)
+    lengths: list[int] = []
+    attend = sequence_parallel.scaled_dot_product_attention
+
+    def noted(query: Tensor, *others: Any, attn_mask: Tensor | None, **settings: Any) -> Tensor:
+        assert attn_mask is None
+        lengths.append(query.shape[2])
+        return attend(query, *others, attn_mask=None, **settings)
+
+    monkeypatch.setattr(sequence_parallel, "scaled_dot_product_attention", noted)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert_same(expected, scored(model, inputs))
+    each = [len(ids) for ids, _ in examples()]
+    assert lengths[:4] == [*each, each[0] + each[1] - each[2]]
+    assert len(lengths) == 4 * model.config.num_hidden_layers * (1 + checkpointing)
 
 
 def test_only_labelled_positions_pass_the_head() -> None:
@@ -147,7 +182,7 @@ def penalised(labels: Tensor, documents: Tensor) -> Sparse:
     return Sparse(places, tokens, (1 + tokens).float() / 8)
 
 
-@pytest.mark.parametrize("inputs", [batch("right"), batch("left"), packed()], ids=["right", "left", "packed"])
+@pytest.mark.parametrize("inputs", [batch("right"), batch("left"), packed(), packed_rows()], ids=KINDS)
 def test_the_objective_is_weight_times_log_p_less_strength_times_the_severity_expected(inputs: dict[str, Tensor]) -> None:
     model, labels = fresh(), inputs["labels"]
     plain = {name: value for name, value in inputs.items() if name != "labels"}

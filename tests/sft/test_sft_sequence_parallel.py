@@ -17,6 +17,7 @@ from test_sft_train import records
 
 from yaofang.app.cli import main
 from yaofang.data.records import write_records
+from yaofang.glm.masks import document_numbers
 from yaofang.glm.tiny import random_tiny
 from yaofang.sft.sequence_parallel import IMPLEMENTATION, check_size, choose_kernel, packed_bounds, sequence_group
 from yaofang.vocab.errors import InputError
@@ -211,6 +212,12 @@ def test_the_kernel_is_chosen_with_a_reason() -> None:
     assert not flash
     assert "flash-attn cannot do prefix-LM" in reason
     assert not choose_kernel("sdpa", prefix_lm=False)[0]
+
+
+def test_padding_is_one_example_however_many_tokens_it_has() -> None:
+    numbers = document_numbers(torch.tensor([[0, 1, 2, 0, 1, 0, 0, 0], [0, 1, 0, 1, 2, 3, 4, 5]]))
+    assert numbers[0].tolist() == [0, 0, 0, 1, 1, 2, 3, 4]
+    assert packed_bounds(numbers)[0].tolist() == [0, 3, 5, 8, 10, 16]
 
 
 def test_flash_attn_is_told_where_each_packed_example_begins() -> None:
