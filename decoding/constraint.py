@@ -187,14 +187,15 @@ class Constraint:
         only: Iterable[int] | None = None,
     ) -> State:
         """The state of a row without ids: which phase comes first and which drugs are allowed (vocabulary positions)."""
-        everything = range(len(self.trie))
-        wanted, unwanted = set(everything if only is None else only), set(banned)
-        if not wanted | unwanted <= set(everything):
+        wanted, unwanted = set(() if only is None else only), set(banned)
+        if not wanted | unwanted <= set(range(len(self.trie))):
             raise ValueError(f"positions are 0 to {len(self.trie) - 1}")
-        allowed = 0
-        for position in wanted - unwanted:
-            allowed |= 1 << int(self.trie.number[position])
+        allowed = self._below[ROOT] if only is None else self._bits(wanted)
+        allowed &= ~self._bits(unwanted)
         return self._settle(State(phase, 0, False, ROOT, allowed, 0))
+
+    def _bits(self, positions: Iterable[int]) -> int:
+        return sum(1 << int(self.trie.number[position]) for position in positions)
 
     def allowed(self, state: State) -> Ids:
         """Ids that may come next; never empty. Not to be changed: arrays are shared."""

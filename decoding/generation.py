@@ -250,12 +250,15 @@ class Generation:
             return self.runs[0].logits[places][None]
         return torch.stack([run.logits[places].to(self._weights.device) for run in self.runs])
 
-    def _step(self, rows: Sequence[Row]) -> None:
+    def _step(self, read: Sequence[Row]) -> None:
         """Note the numbers of what these rows had to write, and make their next choice; all their ids have been read."""
-        self._note_waiting(rows)
-        some = running = [row for row in rows if row.running]
+        self._note_waiting(read)
+        some = running = [row for row in read if row.running]
         while some:
-            self._choose(some)
+            # Where text is written, thousands of ids are allowed: apart, so that the lists' places are not padded to as many.
+            alike = [[row for row in some if (row.state.phase == Phase.LIST) == listed] for listed in (True, False)]
+            for rows in filter(None, alike):
+                self._choose(rows)
             some = [row for row in some if self._as_drafted(row)]
             for row in some:
                 row.choices -= len(self.constraint.allowed(row.state)) == 1
@@ -366,8 +369,10 @@ class Generation:
         allowed = [self.constraint.allowed(state) for state in states]
         bias = None if self._bias is None else [self._bias.of(s, ids) for s, ids in zip(states, allowed, strict=True)]
         ids, scores, before = gathered(logits, allowed, bias)
-        mass = before.logsumexp(-1) - logits.logsumexp(-1) if self._masses else logits.new_zeros(logits.shape[:2])
-        return Seen(ids, scores.log_softmax(-1), scores[0] if len(scores) == 1 else None, mass), allowed
+        whole = before.logsumexp(-1)
+        mass = whole - logits.logsumexp(-1) if self._masses else logits.new_zeros(logits.shape[:2])
+        log_p = scores - whole[..., None] if scores is before else scores.log_softmax(-1)
+        return Seen(ids, log_p, scores[0] if len(scores) == 1 else None, mass), allowed
 
     def _mixed(self, seen: Seen, rows: Sequence[Row]) -> torch.Tensor:
         """Log of the models' weighted mean [n, k]."""
@@ -381,11 +386,11 @@ class Generation:
     def _numbers(self, seen: Seen, mixed: torch.Tensor, picked: Sequence[int], rows: Sequence[Row]) -> list[Numbers]:
         """`chosen`, `mass` and `closing` of each place."""
         ids = self.constraint.ids
-        p = mixed.exp()
-        closes = ((seen.ids == ids.drug_separator) | (seen.ids == ids.end)) & torch.isfinite(mixed)
-        chosen = p[torch.arange(len(picked)), torch.tensor(picked)]
+        chosen = mixed[torch.arange(len(picked)), torch.tensor(picked)].exp()
+        closes = (seen.ids == ids.drug_separator) | (seen.ids == ids.end)
+        closing = (mixed.exp() * (closes & torch.isfinite(mixed))).sum(-1) if closes.any() else torch.zeros_like(chosen)
         mass = seen.log_mass[0] if len(seen.log_mass) == 1 else (seen.log_mass + self._log_weights(rows)).logsumexp(0)
-        columns = (chosen, mass.exp(), (p * closes).sum(-1))
+        columns = (chosen, mass.exp(), closing)
         return list(zip(*(column.clamp(max=1).tolist() for column in columns), strict=True))
 
     def _keep_first(self, rows: Sequence[Row], before: Sequence[State], places: Sequence[int], logits: torch.Tensor) -> None:

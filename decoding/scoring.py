@@ -147,7 +147,10 @@ def _reached(generation: Generation, place: Place, first: torch.Tensor, least: f
 
 def _first(generation: Generation, place: Place) -> torch.Tensor:
     """[models, first tokens]: log probabilities of a name's first token among those allowed at the place."""
-    closed = torch.from_numpy(np.isin(generation.first_ids, generation.constraint.allowed(place.state), invert=True))
+    first, allowed = np.array(generation.first_ids), generation.constraint.allowed(place.state)
+    at = np.searchsorted(first, allowed).clip(max=len(first) - 1)
+    closed = torch.ones(len(first), dtype=torch.bool)
+    closed[at[first[at] == allowed]] = False  # the end may be allowed too
     return generation.rows[place.row].first[place.at].masked_fill(closed, -torch.inf).log_softmax(-1)
 
 

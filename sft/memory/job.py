@@ -161,7 +161,7 @@ class Job:
     tiled: bool = True
     """On CUDA: the LM head scores in tiles (TRL's, with Triton); a penalty on drugs in conflict needs the whole logits."""
     mask: bool = False
-    """An S x S mask (prefix-LM, or packing without flash-attn)."""
+    """An S x S mask (prefix-LM)."""
 
     @property
     def rows(self) -> int:

@@ -122,7 +122,6 @@ def make_job(
     plan, data, part = recipe.training, recipe.data, recipe.lora
     zero = None if plan.deepspeed is None else read_zero(plan.deepspeed, model_sizes(recipe)[0], beside)
     half = plan.bf16 if autocast is None else autocast
-    flash = recipe.model.attention.startswith("flash")
     rows = -(-data.max_length // RECORD_TOKENS) if data.packing else 1
     return Job(
         batch=plan.batch_size,
@@ -142,7 +141,7 @@ def make_job(
         shards=plan.sequence_parallel_size,
         zero=zero,
         attention="eager" if recipe.model.attention == "eager" else "fused",
-        mask=recipe.model.prefix_lm or (data.packing and not flash),
+        mask=recipe.model.prefix_lm,
         tiled=recipe.tail.conflict_penalty == 0,
     )
 

@@ -238,7 +238,7 @@ def test_a_run_is_not_resumed_with_other_rows(finished: Path, tmp_path: Path) ->
     same = recipe(finished, training={**_short(), "max_steps": 4})
     other = same.model_copy(update={"data": same.data.model_copy(update={"train": tmp_path / "train.jsonl"})})
     (tmp_path / "run" / "recipe.yaml").write_text(dump_recipe(other), encoding="utf-8")
-    with pytest.raises(InputError, match=r"another training set$"):
+    with pytest.raises(InputError, match="another training set"):
         train(other, tmp_path / "run", resume=True)
 
 
