@@ -62,6 +62,8 @@ def allergies_of(text: str) -> Allergies:
     """The allergies of a text: drugs, and apart from them food and the rest. Denied ones and relatives' are left out."""
     found: dict[str, None] = {}
     for sentence in re.split(r"[。;!?\n]", unicodedata.normalize("NFKC", text)):
+        if not _ALLERGY.search(sentence):
+            continue
         header = _ALLERGY_HEADER.search(sentence)
         if header:
             found.update(dict.fromkeys(_listed(header[1])))
@@ -253,6 +255,8 @@ def _clauses(text: str) -> list[str]:
 # Allergies
 
 _ALLERGY_HEADER = re.compile(r"过敏史\s*:\s*(.+)$")
+_ALLERGY = re.compile(r"过敏|皮试|皮肤试验|皮疹|荨麻疹|水肿")
+"""One of these is in every sentence that the patterns below find anything in: most have none, and are passed over quickly."""
 _ALLERGIC = re.compile(r"过敏(?!性(?!休克|皮疹|反应)|原|体质|源|科)")
 _SKIN_TEST = re.compile(r"(.+?)(?:皮试|皮肤试验)[^,]{0,4}?(?:阳性|\(\+\)|\+)")
 _REACTION = re.compile(
