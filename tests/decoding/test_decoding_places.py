@@ -121,12 +121,16 @@ def test_a_row_in_another_s_place_is_what_it_would_be_alone(architecture: Archit
             same(found[at], alone(models, constraint, prompt).rows[0])
 
 
-def test_models_that_vote() -> None:
+def test_models_that_vote_write_in_another_s_place_what_they_would_alone() -> None:
     models = [model_of(seed) for seed in (18, 2, 21)]
     constraint = rule(models[0])
     prompts = prompts_of(models[0], constraint)
-    for _, at, row in in_turn(models, constraint, prompts, 3):
-        same(row, alone(models, constraint, prompts[at]).rows[0])
+    found = {at: row for _, at, row in in_turn(models, constraint, prompts, 3)}
+    assert sorted(found) == list(range(len(prompts)))
+    for at, prompt in enumerate(prompts):
+        same(found[at], alone(models, constraint, prompt).rows[0])
+    first = [alone(models[:1], constraint, prompt).rows[0].chosen for prompt in prompts]
+    assert any(found[at].chosen != pytest.approx(one, abs=1e-2) for at, one in enumerate(first)), "the others have a say"
 
 
 def test_prefix_lm_reads_each_new_prompt_in_both_directions() -> None:
@@ -192,6 +196,7 @@ def test_what_all_prompts_begin_with_is_read_once_and_nothing_else_changes(monke
         return forward(run, ids, *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Run, "_forward", noted)
+    assert sorted(whole) == list(range(len(prompts)))
     for generation, at, row in in_turn(models, constraint, prompts, 3):
         same(row, whole[at])
         opening = generation.runs[0].opening
