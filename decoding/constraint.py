@@ -161,6 +161,8 @@ class Constraint:
             for node, (children, ending) in enumerate(zip(self.trie.children, self.trie.ending, strict=True))
         ]
         self.inside_diagnosis: Ids = np.append(ids.text, [ids.diagnosis_separator, ids.newline])
+        self.texts = (self.inside_diagnosis, ids.text)
+        """What free text allows inside a diagnosis, and where one begins: nearly all ids."""
         self._memo: dict[tuple[int, int, int], Ids] = {}
         self._single: dict[int, Ids] = {}
         self._whole = self._untouched()

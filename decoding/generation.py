@@ -13,11 +13,6 @@ on the left, and padding is no column that anybody attends to. The ids are the s
 **Drafts** (`decoding.drafts`). What may well follow, such as the separator after a name that cannot grow, passes through the
 model with what is written, unwritten itself. What the model says decides as ever: where the choice is the draft, what comes
 after it has been read already; where it is not, the columns of the draft are struck out.
-
-**Voting.** Models m = 1..M (folds) vote for whole names, not for tokens: the probability of a name t1..tk is
-(1/M) sum over m of P_m(t1) P_m(t2|t1) ... P_m(tk|..), each P_m renormalised over the allowed ids. Written token by
-token, that is the mixture sum over m of w_m P_m(t), with w_m proportional to the product of P_m over the tokens of the
-name so far. The weights go back to 1/M at each separator. In the diagnoses, the next-token probabilities are averaged.
 """
 
 from __future__ import annotations
@@ -25,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,17 +27,15 @@ import torch
 from yaofang.decoding.bias import Bias
 from yaofang.decoding.constraint import Constraint, Ids, Phase, State
 from yaofang.decoding.drafts import Drafts
-from yaofang.decoding.masking import gathered
 from yaofang.decoding.running import Run, check_same_tokenizer
 from yaofang.decoding.trie import ROOT
+from yaofang.decoding.voting import Numbers, Seen, Votes
 from yaofang.glm.loading import LoadedModel
 
 WORTHWHILE = 0.75
 """Share of rows still running below which the others are dropped: it takes a copy of the cache."""
 WAITING = 64
 """Places whose logits are looked at at once."""
-Numbers = tuple[float, float, float]
-"""Of one id: probability among the allowed, mass of the allowed, probability that a name closes here."""
 Watch = Callable[["Row", State, Ids, torch.Tensor], None]
 """Called for each choice in a list with the row, the state before it, the allowed ids, and their log probabilities."""
 
@@ -91,18 +83,6 @@ class Row:
         return not self.running and not self.waiting
 
 
-class Seen(NamedTuple):
-    """What the models say at n places: `ids` [n, k] and `log_p` [models, n, k] of the allowed, padded with -inf.
-
-    `raw` [n, k] are one model's own logits, None for several; `log_mass` [models, n] is of all allowed ids before the mask.
-    """
-
-    ids: torch.Tensor
-    log_p: torch.Tensor
-    raw: torch.Tensor | None
-    log_mass: torch.Tensor
-
-
 class Generation:
     """A batch from prompts to ended rows, and further prompts in their places. `steps` does the work; `rows` is up to date.
 
@@ -139,7 +119,7 @@ class Generation:
         self._first_ids = torch.tensor(self.first_ids, device=models[0].device)
         self.forwards = 1
         """Forwards so far, the prompts' included."""
-        self._bias, self._masses, self._jump, self._watch = bias, masses, jump, watch
+        self._masses, self._jump, self._watch = masses, jump, watch
         self._copies = copies
         self._draws = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
         self._points: list[torch.Tensor] = []
@@ -150,7 +130,7 @@ class Generation:
         masked = all(loaded.model.config._attn_implementation == "sdpa" for loaded in models)
         self._drafts = Drafts(constraint, prompts, learned=masked and seeds is None and plans is None)
         self.runs = [Run(loaded, prompts, copies) for loaded in models]
-        self._weights = torch.zeros(len(models), len(self.rows), device=models[0].device)
+        self._votes = Votes(self.runs, constraint, len(self.rows), bias=bias, masses=masses)
         self._places = {row.number: row.number for row in self.rows}
         """Number of each row that the models still carry -> its place in their batch."""
         self._ends = {row.number: row.number + 1 for row in self.rows}
@@ -199,8 +179,9 @@ class Generation:
         self.forwards += 1
         for number, (prompt, start, limit) in tasks.items():
             self.rows[number] = Row(start, start, limit, number, wanted=True)
-            self._weights[:, number] = 0.0
+            self._votes.begin(number)
             self._drafts.read(prompt)
+        self._votes.asked()
         self._ends = {number: at + 1 for at, number in enumerate(tasks)}
         self._step([self.rows[number] for number in tasks])
 
@@ -221,6 +202,7 @@ class Generation:
         asked = [0 if row.ended else len(row.waiting) + len(row.draft) + 1 for row in carried]
         for run in self.runs:
             run.extend(chunks, keep=asked)
+        self._votes.asked()
         self._ends = dict(zip(self._places, accumulate(asked), strict=True))
         for row in self.rows:
             row.unfed = 0
@@ -243,12 +225,9 @@ class Generation:
             run.keep([self._places[number] for number in left])
         self._places = {number: place for place, number in enumerate(left)}
 
-    def _said(self, asked: Sequence[tuple[Row, int]]) -> torch.Tensor:
-        """[models, n, V]: what the models say at n places, each so many before the last one that was asked of its row."""
-        places = [self._ends[row.number] - 1 - back for row, back in asked]
-        if len(self.runs) == 1:
-            return self.runs[0].logits[places][None]
-        return torch.stack([run.logits[places].to(self._weights.device) for run in self.runs])
+    def _place(self, row: Row, back: int) -> int:
+        """The place in the models' logits that is so many before the last one that was asked of the row."""
+        return self._ends[row.number] - 1 - back
 
     def _step(self, read: Sequence[Row]) -> None:
         """Note the numbers of what these rows had to write, and make their next choice; all their ids have been read."""
@@ -279,33 +258,29 @@ class Generation:
 
     def _choose(self, rows: Sequence[Row]) -> None:
         """One choice in each of these rows, by what the models say after its last id."""
-        here = self._said([(row, len(row.draft)) for row in rows])
-        seen, allowed = self._see(here, [row.state for row in rows])
-        mixed = self._mixed(seen, rows)
-        picked = self._picked(seen, mixed, rows, allowed)
-        numbers = self._numbers(seen, mixed, picked, rows)
+        here = [self._place(row, len(row.draft)) for row in rows]
+        seen = self._votes.at(here, [row.state for row in rows], [row.number for row in rows])
+        picked = self._picked(seen, rows)
+        numbers = self._votes.numbers(seen, picked)
         self._keep_first(rows, [row.state for row in rows], [len(row.ids) for row in rows], here)
         for at, row in enumerate(rows):
             if self._watch is not None and row.state.phase == Phase.LIST:
-                self._watch(row, row.state, allowed[at], mixed[at, : len(allowed[at])])
+                self._watch(row, row.state, seen.allowed[at], seen.mixed[at, : len(seen.allowed[at])])
             before = row.state
-            self._write(row, int(allowed[at][picked[at]]))
-            self._note(row, before, numbers[at], seen.log_p[:, at, picked[at]] if len(self.runs) > 1 else None)
+            self._write(row, seen.token(at, picked[at]))
+            self._note(row, numbers[at])
+            self._votes.follow(row.number, before, row.state, seen, at, picked[at])
             row.choices += 1
 
-    def _picked(self, seen: Seen, mixed: torch.Tensor, running: Sequence[Row], allowed: Sequence[Ids]) -> list[int]:
+    def _picked(self, seen: Seen, running: Sequence[Row]) -> list[int]:
         """The chosen column in each row of `seen`: the plan's, a drawn one, or the likeliest."""
-        if self._draws is not None:
-            found = self._drawn(mixed, running, allowed)
-        else:
-            # One model is chosen by its logits themselves: the same numbers, in the same order, as in `generate`.
-            found = (mixed if seen.raw is None else seen.raw).argmax(-1).tolist()
+        found = self._drawn(seen.mixed, running) if self._draws is not None else seen.likeliest()
         for at, row in enumerate(running):
-            if (planned := self._planned(row, allowed[at])) is not None:
-                found[at] = int(np.flatnonzero(allowed[at] == planned)[0])
+            if (planned := self._planned(row, seen.allowed[at])) is not None:
+                found[at] = seen.column(at, planned)
         return found
 
-    def _drawn(self, mixed: torch.Tensor, running: Sequence[Row], allowed: Sequence[Ids]) -> list[int]:
+    def _drawn(self, mixed: torch.Tensor, running: Sequence[Row]) -> list[int]:
         assert self._draws is not None
         while len(self._points) <= max(row.choices for row in running):
             drawn = [torch.rand(self._copies, generator=each, dtype=torch.float64) for each in self._draws]
@@ -313,8 +288,9 @@ class Generation:
         below = mixed.double().exp().cumsum(-1).cpu()
         points = torch.stack([self._points[row.choices][row.number] for row in running])
         wanted = points[:, None] * below[:, -1:]
-        columns = torch.searchsorted(below, wanted, right=True)[:, 0].tolist()
-        return [min(column, len(ids) - 1) for column, ids in zip(columns, allowed, strict=True)]
+        # The last column that adds anything: rounding could lead beyond it.
+        last = torch.searchsorted(below, below[:, -1:].contiguous())
+        return torch.searchsorted(below, wanted, right=True).minimum(last)[:, 0].tolist()
 
     def _planned(self, row: Row, allowed: Ids) -> int | None:
         plan = self._plans[row.number]
@@ -341,7 +317,8 @@ class Generation:
                 row.waiting.append(before)
             else:
                 closes = token in (self.constraint.ids.drug_separator, self.constraint.ids.end)
-                self._note(row, before, (1.0, 1.0, float(closes)), None)
+                self._note(row, (1.0, 1.0, float(closes)))
+                self._votes.follow(row.number, before, row.state)
 
     def _note_waiting(self, asked: Sequence[Row]) -> None:
         """The numbers of the ids that were written without a choice, now that the models have read them."""
@@ -353,65 +330,30 @@ class Generation:
             rows, states = [row for row, _ in some], [row.waiting[at] for row, at in some]
             back = [len(row.waiting) - at for row, at in some]
             tokens = [row.ids[-one] for row, one in zip(rows, back, strict=True)]
-            here = self._said([(row, one + len(row.draft)) for row, one in zip(rows, back, strict=True)])
-            seen, allowed = self._see(here, states)
-            picked = [int(np.flatnonzero(ids == token)[0]) for ids, token in zip(allowed, tokens, strict=True)]
-            numbers = self._numbers(seen, self._mixed(seen, rows), picked, rows)
+            here = [self._place(row, one + len(row.draft)) for row, one in zip(rows, back, strict=True)]
+            seen = self._votes.at(here, states, [row.number for row in rows])
+            picked = [seen.column(at, token) for at, token in enumerate(tokens)]
+            numbers = self._votes.numbers(seen, picked)
             self._keep_first(rows, states, [len(row.ids) - one for row, one in zip(rows, back, strict=True)], here)
             for at, (row, place) in enumerate(some):
                 then = row.waiting[place + 1] if place + 1 < len(row.waiting) else row.state
-                self._note(row, states[at], numbers[at], seen.log_p[:, at, picked[at]] if len(self.runs) > 1 else None, then)
+                self._note(row, numbers[at])
+                self._votes.follow(row.number, states[at], then, seen, at, picked[at])
         for row in asked:
             row.waiting = []
 
-    def _see(self, logits: torch.Tensor, states: Sequence[State]) -> tuple[Seen, list[Ids]]:
-        """`logits` [models, n, V] at n places among their allowed ids, and those ids."""
-        allowed = [self.constraint.allowed(state) for state in states]
-        bias = None if self._bias is None else [self._bias.of(s, ids) for s, ids in zip(states, allowed, strict=True)]
-        ids, scores, before = gathered(logits, allowed, bias)
-        whole = before.logsumexp(-1)
-        mass = whole - logits.logsumexp(-1) if self._masses else logits.new_zeros(logits.shape[:2])
-        log_p = scores - whole[..., None] if scores is before else scores.log_softmax(-1)
-        return Seen(ids, log_p, scores[0] if len(scores) == 1 else None, mass), allowed
-
-    def _mixed(self, seen: Seen, rows: Sequence[Row]) -> torch.Tensor:
-        """Log of the models' weighted mean [n, k]."""
-        if len(seen.log_p) == 1:
-            return seen.log_p[0]
-        return (seen.log_p + self._log_weights(rows)[..., None]).logsumexp(0)
-
-    def _log_weights(self, rows: Sequence[Row]) -> torch.Tensor:
-        return self._weights[:, [row.number for row in rows]].log_softmax(0)
-
-    def _numbers(self, seen: Seen, mixed: torch.Tensor, picked: Sequence[int], rows: Sequence[Row]) -> list[Numbers]:
-        """`chosen`, `mass` and `closing` of each place."""
-        ids = self.constraint.ids
-        chosen = mixed[torch.arange(len(picked)), torch.tensor(picked)].exp()
-        closes = (seen.ids == ids.drug_separator) | (seen.ids == ids.end)
-        closing = (mixed.exp() * (closes & torch.isfinite(mixed))).sum(-1) if closes.any() else torch.zeros_like(chosen)
-        mass = seen.log_mass[0] if len(seen.log_mass) == 1 else (seen.log_mass + self._log_weights(rows)).logsumexp(0)
-        columns = (chosen, mass.exp(), closing)
-        return list(zip(*(column.clamp(max=1).tolist() for column in columns), strict=True))
-
-    def _keep_first(self, rows: Sequence[Row], before: Sequence[State], places: Sequence[int], logits: torch.Tensor) -> None:
-        """Remember what the models said where names begin; `logits` are [models, rows, V]."""
+    def _keep_first(self, rows: Sequence[Row], before: Sequence[State], places: Sequence[int], here: Sequence[int]) -> None:
+        """Remember what the models said where names begin: `here` in their logits, at these places of the rows' ids."""
         at_root = [at for at, state in enumerate(before) if state.phase == Phase.LIST and state.node == ROOT]
         if not self._masses or not at_root:
             return
-        said = logits[:, at_root].index_select(-1, self._first_ids).float().cpu()
+        said = self._votes.of([here[at] for at in at_root], self._first_ids)
         for number, at in enumerate(at_root):
             row, place = rows[at], places[at]
             row.first[place] = said[:, number]
             row.columns[place] = self.runs[0].columns - (len(row.ids) - place) - len(row.draft)
 
-    def _note(self, row: Row, before: State, numbers: Numbers, log_p: torch.Tensor | None, after: State | None = None) -> None:
-        """Append an id's numbers; `log_p` [models] is what each of several models gave it, None where it was certain.
-
-        By it they vote on within the name. `after` is the state after the id, by default the row's.
-        """
+    def _note(self, row: Row, numbers: Numbers) -> None:
+        """Append an id's numbers."""
         for known, number in zip((row.chosen, row.mass, row.closing), numbers, strict=True):
             known.append(number)
-        if len(self.runs) > 1:
-            after = row.state if after is None else after
-            within = before.phase == after.phase == Phase.LIST and before.listed == after.listed
-            self._weights[:, row.number] = self._weights[:, row.number] + (0.0 if log_p is None else log_p) if within else 0.0

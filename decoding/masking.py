@@ -97,7 +97,7 @@ class LogitsMask:
                     masked[row, columns] += torch.from_numpy(found).to(masked)
         best = masked.amax(-1)
         for row in torch.nonzero(~torch.isfinite(best))[:, 0].tolist():
-            _refuse(row, float(best[row]))
+            refuse(row, float(best[row]))
             masked[row, torch.from_numpy(allowed[row]).to(scores.device)] = 0.0
         return masked
 
@@ -159,7 +159,7 @@ def _row_by_row(
             values += amounts
         best = values.max()
         if not -np.inf < best < np.inf:
-            _refuse(row, float(best))
+            refuse(row, float(best))
             values[:] = 0.0
         buffer.write(ids + row * width if row else ids, values)
 
@@ -180,41 +180,16 @@ def _all_at_once(
     begins = np.cumsum(sizes) - sizes
     best = np.maximum.reduceat(values, begins)
     for row in np.flatnonzero(~np.isfinite(best)):
-        _refuse(int(row), float(best[row]))
+        refuse(int(row), float(best[row]))
         values[begins[row] : begins[row] + sizes[row]] = 0.0
     buffer.write(places, values)
-
-
-def gathered(
-    logits: torch.Tensor, allowed: Sequence[Ids], bias: Sequence[Values | None] | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Only the allowed: ids [n, k], scores [models, n, k] with the bias, and without; from `logits` [models, n, V].
-
-    k is the largest set's size; the rest of a row has id -1 and -inf. Rows whose scores are all -inf get 0 for each allowed id.
-    Raises ValueError for NaN or +inf.
-    """
-    width = max(map(len, allowed))
-    ids = np.full((len(allowed), width), -1, dtype=np.int64)
-    amounts = np.zeros((len(allowed), width), dtype=np.float32)
-    for row, own in enumerate(allowed):
-        ids[row, : len(own)] = own
-        if bias is not None and (found := bias[row]) is not None:
-            amounts[row, : len(own)] = found
-    where = torch.from_numpy(ids).to(logits.device)
-    before = logits.gather(-1, where.clamp(min=0).expand(len(logits), -1, -1)).masked_fill(where < 0, -torch.inf)
-    best = before.amax(-1)
-    if not torch.isfinite(best).all():
-        for model, row in torch.nonzero(~torch.isfinite(best)).tolist():
-            _refuse(row, float(best[model, row]))
-            before[model, row, : len(allowed[row])] = 0.0
-    return where, before + torch.from_numpy(amounts).to(before) if bias is not None else before, before
 
 
 def _amounts(found: Values | None, ids: Ids) -> Values:
     return np.zeros(len(ids), dtype=np.float32) if found is None else found
 
 
-def _refuse(row: int, best: float) -> None:
+def refuse(row: int, best: float) -> None:
     """NaN and +inf are no logits: whatever is chosen from them is chosen by chance. -inf is: it only says never."""
     if best != -np.inf:
         raise ValueError(f"the logits of row {row} hold {best} where an id is allowed: the model's numbers are broken")

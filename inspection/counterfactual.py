@@ -37,7 +37,7 @@ from yaofang.data.answer import clean_diagnosis, diagnosis_pieces
 from yaofang.data.recommendation import Recommendation
 from yaofang.data.records import Record
 from yaofang.decoding.constraint import Constraint, Phase, State
-from yaofang.decoding.masking import gathered
+from yaofang.decoding.gathering import gathered
 from yaofang.decoding.preparation import Task
 from yaofang.decoding.recommender import Recommender
 from yaofang.decoding.running import Run
@@ -292,7 +292,7 @@ class _Asked:
         logits = said(depth, state.node)
         rows = logits.shape[1]
         bias = None if self._bias is None else [self._bias.of(state, allowed)] * rows
-        _, scores, _ = gathered(logits, [allowed] * rows, bias)
+        _, scores, _ = gathered(logits, range(rows), [allowed] * rows, bias)
         among = torch.from_numpy(np.isin(allowed, tokens))
         log_p = scores.double().log_softmax(-1)
         return log_p[..., among].logsumexp(-1)
