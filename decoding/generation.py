@@ -54,7 +54,7 @@ class Row:
     chosen: list[float] = field(default_factory=list)
     """Probability of the id among the allowed ones."""
     mass: list[float] = field(default_factory=list)
-    """Probability of all allowed ids before the mask; 1 for forced ids where no masses were asked for."""
+    """Probability of all allowed ids before the mask; 1 outside the list, and for forced ids where no masses were asked for."""
     closing: list[float] = field(default_factory=list)
     """Probability, among the allowed, of separator or end: of a drug's name ending here."""
     first: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -313,7 +313,9 @@ class Generation:
             if self._watch is not None and before.phase == Phase.LIST:
                 self._watch(row, before, allowed, torch.from_numpy(np.log(allowed == token)))
             self._write(row, token)
-            if self._masses or self._plans[row.number]:
+            # A certain id is asked about for its mass alone, and nobody reads that outside the list.
+            asked = before.phase == Phase.LIST and (self._masses or self._plans[row.number])
+            if asked or len(allowed) > 1 or row.waiting:
                 row.waiting.append(before)
             else:
                 closes = token in (self.constraint.ids.drug_separator, self.constraint.ids.end)

@@ -88,7 +88,8 @@ def constraint_for(
 ) -> Constraint:
     """The constraint of a vocabulary under a tokenizer: pairs of tier T1 are never listed together.
 
-    `diagnoses` are the only names that a diagnosis may have; None leaves them free text.
+    `diagnoses` are the only names that a diagnosis may have; None leaves them free text. Raises InputError for one of more than
+    `max_diagnosis_tokens`.
     """
     return Constraint(
         [template.encode(label) for label in vocabulary.labels],
@@ -97,8 +98,16 @@ def constraint_for(
         min_drugs=min_drugs,
         max_drugs=max_drugs,
         max_diagnosis_tokens=max_diagnosis_tokens,
-        diagnoses=None if diagnoses is None else [template.encode(name) for name in diagnoses],
+        diagnoses=None if diagnoses is None else [_diagnosis(template, name, max_diagnosis_tokens) for name in diagnoses],
     )
+
+
+def _diagnosis(template: ChatTemplate, name: str, most: int) -> list[int]:
+    ids = template.encode(name)
+    if len(ids) > most:
+        problem = f"{name[:20]}… takes {len(ids)} tokens, an answer's diagnoses have {most} at most"
+        raise InputError(problem, field="--diagnosis-list", way_out="Leave it out of the list; it is no name.")
+    return ids
 
 
 class AnswerMask:

@@ -30,7 +30,7 @@ class Seen(NamedTuple):
 
     The columns k are a place's allowed ids (`ids` [n, k], padded with -1), or all ids where nearly all are allowed (`ids`
     None); -inf where a column is none. `log_p` [models, n, k] is of each model, `mixed` [n, k] of all; `raw` [n, k] are one
-    model's own logits, None for several; `mass` [n] is of all allowed ids before the mask.
+    model's own logits, None for several; `mass` [n] is of all allowed ids before the mask, 1 outside the list.
     """
 
     allowed: Sequence[Ids]
@@ -85,7 +85,9 @@ class Votes:
             bias = None if self._bias is None else [self._bias.of(s, ids) for s, ids in zip(states, allowed, strict=True)]
             ids, scores, before = gathered(said, places, allowed, bias)
         whole = before.logsumexp(-1)
-        mass = whole - self._log_whole(said)[:, places] if self._masses else torch.zeros_like(whole)
+        mass = torch.zeros_like(whole)
+        if self._masses and any(listed := [state.phase == Phase.LIST for state in states]):
+            mass[:, listed] = (whole - self._log_whole(said)[:, places])[:, listed]
         log_p = scores - whole[..., None] if scores is before else scores.log_softmax(-1)
         if len(said) == 1:
             return Seen(allowed, ids, log_p, log_p[0], scores[0], mass[0].exp())

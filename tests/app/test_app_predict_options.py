@@ -60,7 +60,7 @@ def test_least_and_most_drugs(files: Path, models: list[Path], capsys: pytest.Ca
     assert "--max-drugs" in capsys.readouterr().err
 
 
-def test_diagnoses_bound_to_a_list(files: Path, models: list[Path]) -> None:
+def test_diagnoses_bound_to_a_list(files: Path, models: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     names = ["2型糖尿病", "高血压3级（极高危）", "2型糖尿病性周围神经病变", "肺炎；胸腔积液"]
     details = files / "d.jsonl"
     bound = put(files, "icd.json", names)
@@ -70,6 +70,9 @@ def test_diagnoses_bound_to_a_list(files: Path, models: list[Path]) -> None:
         assert found
         assert set(found) <= {*names[:-1], "肺炎，胸腔积液"}, "a separator inside a name is rewritten"
         assert len(set(found)) == len(found)
+    whole_text = put(files, "text.json", [*names, "患者因口干多饮十年入院。" * 30])
+    assert predict(files, models[:1], "--diagnoses", "generated", "--diagnosis-list", whole_text) == 2
+    assert "患者因口干多饮十年入院。患者因口干多饮十… takes" in capsys.readouterr().err
 
 
 def test_expected_lists_are_valid_repeatable_and_say_how_likely_each_drug_is(files: Path, models: list[Path]) -> None:
