@@ -15,8 +15,10 @@ from itertools import pairwise
 
 from yaofang.decoding.constraint import Constraint, Phase, State
 
-MOST = 2
+MOST = 4
 """Ids drafted at once. Each is read by the model whether it is right or not."""
+AHEAD = 1
+"""Ids that a row of several may draft beyond what the longest has to give: so far it is padding that is read in their stead."""
 REMEMBERED = 1 << 18
 """Pairs of ids and single ids after which what came is remembered; beyond that all is forgotten."""
 
@@ -46,11 +48,18 @@ class Drafts:
                 if len(ids) > length:
                     self._after[tuple(ids[-1 - length : -1])] = ids[-1]
 
+    @staticmethod
+    def room(unfed: Sequence[int]) -> list[int]:
+        """How many ids each of some rows may draft that have so many to give. A row that is alone takes no other's time."""
+        if len(unfed) == 1:
+            return [MOST]
+        return [min(MOST, max(unfed) + AHEAD - own) for own in unfed]
+
     def after(self, state: State, ids: Sequence[int], most: int) -> list[int]:
         """At most so many ids that may follow a row's `ids`, which led to `state`; they stay in its phase."""
         found: list[int] = []
         last, phase = tuple(ids[-2:]), state.phase
-        while len(found) < min(most, MOST):
+        while len(found) < most:
             token = self._next(state, last)
             if token is None:
                 break

@@ -197,7 +197,8 @@ class Generation:
     def _feed(self) -> None:
         self._drop_ended()
         carried = [self.rows[number] for number in self._places]
-        chunks = [self._chunk(row) for row in carried]
+        room = self._drafts.room([row.unfed for row in carried])
+        chunks = [self._chunk(row, most) for row, most in zip(carried, room, strict=True)]
         # Asked of a row: what its waiting ids were likely to be, each drafted one, and what comes next.
         asked = [0 if row.ended else len(row.waiting) + len(row.draft) + 1 for row in carried]
         for run in self.runs:
@@ -208,12 +209,12 @@ class Generation:
             row.unfed = 0
         self.forwards += 1
 
-    def _chunk(self, row: Row) -> list[int]:
-        """What the models have to read of a row, with the draft after it."""
+    def _chunk(self, row: Row, most: int) -> list[int]:
+        """What the models have to read of a row, with a draft of at most so many ids after it."""
         if row.ended:
             return []
         if self._jump and row.running:
-            row.draft = self._drafts.after(row.state, row.ids, row.limit - len(row.ids) - 1)
+            row.draft = self._drafts.after(row.state, row.ids, min(most, row.limit - len(row.ids) - 1))
         return row.ids[len(row.ids) - row.unfed :] + row.draft
 
     def _drop_ended(self) -> None:

@@ -72,6 +72,13 @@ def test_a_separator_is_drafted_where_a_name_cannot_grow(constraint: Constraint)
     assert Drafts(constraint, [], learned=False).after(state, name, 0) == []
 
 
+def test_the_rows_of_a_batch_draft_as_far_as_the_longest_is_read_and_one_further() -> None:
+    assert Drafts.room([7, 2, 6, 1, 0]) == [1, MOST, 2, MOST, MOST]
+    assert Drafts.room([3, 3]) == [1, 1]
+    assert Drafts.room([7]) == [MOST]
+    assert Drafts.room([]) == []
+
+
 def test_what_came_after_the_same_ids_is_drafted_and_the_last_time_counts(constraint: Constraint) -> None:
     state = constraint.start(Phase.DIAGNOSES)
     a, b, c, d = constraint.ids.text[20:24].tolist()
