@@ -1,10 +1,11 @@
-"""Rebuilds the bundled model: trains its recipe, converts the weights to bfloat16, measures it and writes its card.
+"""Rebuilds the bundled model: trains its recipe, converts the weights to bfloat16, calibrates and measures it, writes its card.
 
-    python -m yaofang.sft.tiny               (make tiny: all of it, about an hour on 2 cores)
+    python -m yaofang.sft.tiny               (make tiny: all of it, an hour and a quarter on 2 cores)
     python -m yaofang.sft.tiny --measure     (from a run that is there already)
     python -m yaofang.sft.tiny --card        (only the card, from docs/results/quality.json)
 
-Knows the bundled model's folder and the result file; training is `sft.train`, the figures are `eval.benchmark`.
+Knows the bundled model's folder and the result files; training is `sft.train`, the figures are `eval.modes`' and
+`eval.benchmark`'s.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 
 from yaofang.data.provenance import write_result
 from yaofang.eval.benchmark import NAMES, quality
+from yaofang.eval.modes import modes
 from yaofang.glm.loading import BUNDLED, TRAINED, load_model
 from yaofang.sft.recipe import TINY, load_recipe, wards
 from yaofang.sft.train import train
@@ -28,6 +30,7 @@ from yaofang.vocab.drugs import load_vocabulary
 from yaofang.vocab.files import whole_file
 
 RESULT = Path("docs/results/quality.json")
+MODES = Path("docs/results/modes.json")
 LARGEST = 12_000_000
 """Bytes of weights that git may hold."""
 
@@ -77,11 +80,14 @@ def export(run: Path, folder: Path = BUNDLED) -> None:
 
 
 def measure(command: str) -> None:
-    """Measure the bundled model on the ward's test board and write the result file."""
+    """Calibrate the bundled model, measure its ways to decode and its quality on the ward, and write the result files."""
     vocabulary = load_vocabulary()
+    conflicts = load_conflicts(vocabulary)
     say = logging.getLogger("yaofang").info
-    result = quality(load_model(), vocabulary, load_conflicts(vocabulary), trained_on=wards(), report=say)
-    write_result(RESULT, command, result)
+    result, curve = modes(load_model(), vocabulary, conflicts, trained_on=wards(), report=say)
+    curve.write(BUNDLED)
+    write_result(MODES, command, result)
+    write_result(RESULT, command, quality(load_model(), vocabulary, conflicts, trained_on=wards(), report=say))
 
 
 def write_card(folder: Path = BUNDLED) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from yaofang.decoding.calibration import load_calibration
 from yaofang.glm.loading import BUNDLED, load_model
 from yaofang.sft import tiny
 from yaofang.sft.recipe import wards
@@ -28,6 +29,14 @@ def test_the_result_is_of_the_bundled_weights_and_of_patients_that_training_did_
     assert result["model"]["version"] == load_model(device="cpu").version
     assert result["ward"]["seed"] not in {seed for _, seed in wards()}
     assert result["model"]["trained_on"] == [list(one) for one in wards()]
+
+
+def test_the_curve_and_the_ways_to_decode_are_those_of_the_bundled_weights() -> None:
+    loaded = load_model(device="cpu")
+    curve = load_calibration(loaded.folder)
+    assert curve is not None
+    result = json.loads((ROOT / "docs" / "results" / "modes.json").read_text(encoding="utf-8"))
+    assert curve.about["model"] == result["model"]["version"] == loaded.version
 
 
 def test_a_card_says_so_when_the_model_stays_under_the_baseline() -> None:
