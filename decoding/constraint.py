@@ -160,7 +160,7 @@ class Constraint:
             np.array(list(children), dtype=np.int64) if node != ROOT and len(children) == 1 and ending == NO_DRUG else None
             for node, (children, ending) in enumerate(zip(self.trie.children, self.trie.ending, strict=True))
         ]
-        self.inside_diagnosis: Ids = np.append(ids.text, [ids.diagnosis_separator, ids.newline])
+        self.inside_diagnosis: Ids = np.sort(np.append(ids.text, [ids.diagnosis_separator, ids.newline]))
         self.texts = (self.inside_diagnosis, ids.text)
         """What free text allows inside a diagnosis, and where one begins: nearly all ids."""
         self._memo: dict[tuple[int, int, int], Ids] = {}

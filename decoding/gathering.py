@@ -1,6 +1,6 @@
-"""Only the logits that matter for a choice: those of each place's allowed ids. Knows tensors and sets of ids.
+"""The logits that matter for choices at some places: the allowed ids' alone, or all but the few that are closed.
 
-`masking` gives the same numbers in the logits' own shape, for decoders that choose by themselves.
+Knows tensors and sets of ids. `masking` masks whole batches for decoders that choose by themselves.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Lists for a batch of prompts under one constraint: greedy, sampled or along a plan, by one model or several that vote.
 
 Knows ids, tensors and models with a key/value cache; knows no record, no label and no text. Every id is recorded with its
-probability among the allowed ids and with the mass that was allowed, which is what `p_step` and `masked_mass` are made of.
+probability among the allowed ids and, in the list, with the mass that was allowed: what `p_step` and `masked_mass` are made of.
 
 **Jump-forward.** Most ids of an answer are no choice: the rest of a name once it is told from its neighbours, headers,
 a planned list. They are written at once and pass through the model together with the choice before them, so a row takes
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class Row:
     chosen: list[float] = field(default_factory=list)
     """Probability of the id among the allowed ones."""
     mass: list[float] = field(default_factory=list)
-    """Probability of all allowed ids before the mask; 1 outside the list, and for forced ids where no masses were asked for."""
+    """Probability of all allowed ids before the mask; 1 outside the list, and everywhere if no masses were asked for."""
     closing: list[float] = field(default_factory=list)
     """Probability, among the allowed, of separator or end: of a drug's name ending here."""
     first: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -89,8 +89,8 @@ class Generation:
     `prompts` are ids of unequal length (padded on the left here), `starts` and `limits` give a state and a number of new ids
     for each. `copies` rows of each prompt share its forward; with `seeds`, one a prompt, their ids are drawn instead of the
     likeliest taken, and the draws of a prompt do not depend on what else is in the batch. `plans` are ids that a row has to
-    write first, where the constraint allows them. `masses` asks for the probability of forced ids too. `jump` False passes
-    forced ids one by one. Raises InputError if the models do not share one tokenizer, ValueError for logits that are NaN.
+    write first, where the constraint allows them. `masses` False asks for no mass, and so nothing of forced ids. `jump` False
+    passes them one by one. Raises InputError if the models do not share one tokenizer, ValueError for logits that are NaN.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class Generation:
     def _feed(self) -> None:
         self._drop_ended()
         carried = [self.rows[number] for number in self._places]
-        room = self._drafts.room([row.unfed for row in carried])
+        room = self._drafts.room([0 if row.ended else row.unfed for row in carried])
         chunks = [self._chunk(row, most) for row, most in zip(carried, room, strict=True)]
         # Asked of a row: what its waiting ids were likely to be, each drafted one, and what comes next.
         asked = [0 if row.ended else len(row.waiting) + len(row.draft) + 1 for row in carried]
@@ -326,10 +326,7 @@ class Generation:
     def _note_waiting(self, asked: Sequence[Row]) -> None:
         """The numbers of the ids that were written without a choice, now that the models have read them."""
         all_of = [(row, at) for row in asked for at in range(len(row.waiting))]
-        # Several models: the weights of one place follow from the place before it.
-        size = WAITING if len(self.runs) == 1 else 1
-        for begin in range(0, len(all_of), size):
-            some = all_of[begin : begin + size]
+        for some in self._together(all_of):
             rows, states = [row for row, _ in some], [row.waiting[at] for row, at in some]
             back = [len(row.waiting) - at for row, at in some]
             tokens = [row.ids[-one] for row, one in zip(rows, back, strict=True)]
@@ -344,6 +341,21 @@ class Generation:
                 self._votes.follow(row.number, states[at], then, seen, at, picked[at])
         for row in asked:
             row.waiting = []
+
+    def _together(self, asked: Sequence[tuple[Row, int]]) -> Iterator[Sequence[tuple[Row, int]]]:
+        """The places of some rows' waiting ids, those that are looked at together; each row's own stay in their order."""
+        if len(self.runs) > 1:
+            # The weights of one place follow from the place before it.
+            yield from ([one] for one in asked)
+            return
+        for _, alike in groupby(sorted(asked, key=self._behind_text), self._behind_text):
+            some = list(alike)
+            yield from (some[begin : begin + WAITING] for begin in range(0, len(some), WAITING))
+
+    def _behind_text(self, asked: tuple[Row, int]) -> bool:
+        """Free text allows thousands of ids: apart, so that other places are not padded to as many. It comes first in a row."""
+        row, at = asked
+        return not self._votes.in_text(self.constraint.allowed(row.waiting[at]))
 
     def _keep_first(self, rows: Sequence[Row], before: Sequence[State], places: Sequence[int], here: Sequence[int]) -> None:
         """Remember what the models said where names begin: `here` in their logits, at these places of the rows' ids."""

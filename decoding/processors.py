@@ -25,6 +25,8 @@ from yaofang.vocab.drugs import Vocabulary
 from yaofang.vocab.errors import InputError
 
 MASKED_TIER = 1
+SHARE = 0.5
+"""Of an answer's tokens of diagnoses, what one name of a list may take."""
 
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "repetition_penalty": (None, 1.0),
@@ -89,7 +91,7 @@ def constraint_for(
     """The constraint of a vocabulary under a tokenizer: pairs of tier T1 are never listed together.
 
     `diagnoses` are the only names that a diagnosis may have; None leaves them free text. Raises InputError for one of more than
-    `max_diagnosis_tokens`.
+    its `SHARE` of `max_diagnosis_tokens`: another diagnosis may only begin where the longest would still fit.
     """
     return Constraint(
         [template.encode(label) for label in vocabulary.labels],
@@ -102,11 +104,11 @@ def constraint_for(
     )
 
 
-def _diagnosis(template: ChatTemplate, name: str, most: int) -> list[int]:
+def _diagnosis(template: ChatTemplate, name: str, tokens: int) -> list[int]:
     ids = template.encode(name)
-    if len(ids) > most:
-        problem = f"{name[:20]}… takes {len(ids)} tokens, an answer's diagnoses have {most} at most"
-        raise InputError(problem, field="--diagnosis-list", way_out="Leave it out of the list; it is no name.")
+    if len(ids) > SHARE * tokens:
+        problem = f"{name[:20]}… takes {len(ids)} of the {tokens} tokens that an answer's diagnoses have"
+        raise InputError(problem, field="--diagnosis-list", way_out="Leave it out, or allow more max_diagnosis_tokens.")
     return ids
 
 

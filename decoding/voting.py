@@ -64,12 +64,13 @@ class Votes:
         self.device = runs[0].loaded.device
         self._weights = torch.zeros(len(runs), rows, device=self.device)
         """Log of each model's share in a row's name so far, unnormalised."""
+        self._logits: list[torch.Tensor] | None = None
         self._whole: torch.Tensor | None = None
         self._closed = Closed()
 
     def asked(self) -> None:
         """The models were asked again: their logits are others."""
-        self._whole = None
+        self._logits = self._whole = None
 
     def begin(self, row: int) -> None:
         """All models have the same say in this row."""
@@ -78,7 +79,7 @@ class Votes:
     def at(self, places: Sequence[int], states: Sequence[State], rows: Sequence[int]) -> Seen:
         """What the models say at n places of their logits, among what each state allows; `rows` are their rows' numbers."""
         said, allowed = self._said(), [self._constraint.allowed(state) for state in states]
-        if all(any(ids is text for text in self._constraint.texts) for ids in allowed):
+        if all(self.in_text(ids) for ids in allowed):
             ids, scores = None, self._closed(said, places, allowed)
             before = scores
         else:
@@ -94,6 +95,10 @@ class Votes:
         weights = self._weights[:, rows].log_softmax(0)
         mixed, mass = (log_p + weights[..., None]).logsumexp(0), (mass + weights).logsumexp(0)
         return Seen(allowed, ids, log_p, mixed, None, mass.exp())
+
+    def in_text(self, allowed: Ids) -> bool:
+        """Whether these are the ids of free text: nearly all."""
+        return any(allowed is text for text in self._constraint.texts)
 
     def numbers(self, seen: Seen, picked: Sequence[int]) -> list[Numbers]:
         """Of the picked column of each place."""
@@ -122,8 +127,10 @@ class Votes:
             self._weights[:, row] = self._weights[:, row] + log_p if within else 0.0
 
     def _said(self) -> list[torch.Tensor]:
-        """Of each model, logits [p, V] at all places that were asked for."""
-        return [run.logits.to(self.device) for run in self._runs]
+        """Of each model, logits [p, V] at all places that were asked for, on one device."""
+        if self._logits is None:
+            self._logits = [run.logits.to(self.device) for run in self._runs]
+        return self._logits
 
     def _log_whole(self, said: Sequence[torch.Tensor]) -> torch.Tensor:
         """[models, p]: log of what all ids have together, at all places that were asked for."""

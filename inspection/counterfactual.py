@@ -250,7 +250,7 @@ class _Asked:
         self._node = {node: at for at, node in enumerate(self._tree.nodes)}
 
     def __call__(self, runs: Sequence[Run]) -> Nats:
-        """[2, rows, drugs] log probabilities; several models vote for whole names, as in `decoding.generation`."""
+        """[2, rows, drugs] log probabilities; several models vote for whole names, as in `decoding.voting`."""
         lists = torch.stack([run.logits.cpu() for run in runs])
         lists = lists.reshape(len(runs), -1, len(self.ids) + 1, lists.shape[-1])
         width, rows = runs[0].columns - len(self.ids), list(range(lists.shape[1]))

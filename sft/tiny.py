@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from yaofang.data.provenance import write_result
+from yaofang.decoding.calibration import FILE as CURVE
 from yaofang.eval.benchmark import NAMES, quality
 from yaofang.eval.modes import modes
 from yaofang.glm.loading import BUNDLED, TRAINED, load_model
@@ -72,6 +73,7 @@ def export(run: Path, folder: Path = BUNDLED) -> None:
     loaded = load_model(run, device="cpu")
     loaded.model.to(torch.bfloat16).save_pretrained(folder)
     loaded.template.tokenizer.save_pretrained(folder)
+    (folder / CURVE).unlink(missing_ok=True)  # another model's
     for name in (TRAINED, "run.json"):
         (folder / name).write_bytes((run / name).read_bytes())
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

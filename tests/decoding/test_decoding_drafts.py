@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
 from yaofang.data.ward.simulate import simulate
 from yaofang.decoding.constraint import Constraint, Phase, State
-from yaofang.decoding.drafts import MOST, Drafts
+from yaofang.decoding.drafts import AHEAD, MOST, Drafts
 from yaofang.decoding.generation import Generation, Row
 from yaofang.decoding.processors import answer_ids, constraint_for
 from yaofang.decoding.recommender import Recommender
+from yaofang.decoding.running import Run
 from yaofang.glm.loading import load_model
 from yaofang.glm.tiny import random_tiny
 from yaofang.vocab.conflicts import load_conflicts
@@ -36,14 +39,27 @@ def generated(rx: Recommender, *, jump: bool) -> tuple[list[Row], int, list[int]
     generation = Generation(rx.models, rx.constraint, [task.ids for task in tasks], starts, limits, jump=jump)
     struck: list[int] = []
     run = generation.runs[0]
-    forget = run.forget
+    forget, feed = run.forget, generation._chunk
+    written: list[int] = []
+    widths: list[tuple[int, int]] = []
+
+    def chunk(row: Row, most: int) -> list[int]:
+        written.append(row.unfed)
+        return feed(row, most)
+
+    def extend(chunks: Sequence[Sequence[int]], *, keep: Sequence[int]) -> None:
+        widths.append((max(map(len, chunks)), max(written)))
+        written.clear()
+        Run.extend(run, chunks, keep=keep)
 
     def noted(row: int, columns: int) -> None:
         struck.append(columns)
         forget(row, columns)
 
-    run.forget = noted  # type: ignore[method-assign]
-    return generation.run(), generation.forwards, struck
+    run.forget, run.extend, generation._chunk = noted, extend, chunk  # type: ignore[method-assign]
+    rows = generation.run()
+    assert all(width <= longest + AHEAD for width, longest in widths), "drafts make no forward wider than they may"
+    return rows, generation.forwards, struck
 
 
 def test_ids_and_numbers_are_those_of_one_id_after_another(recommender: Recommender) -> None:

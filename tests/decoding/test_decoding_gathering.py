@@ -39,11 +39,14 @@ def test_each_place_has_the_logits_of_its_own_allowed_ids(models: int) -> None:
 
 
 @pytest.mark.parametrize("models", [1, 3])
-def test_closing_the_few_is_masking(models: int) -> None:
+def test_closing_the_few_is_masking_whatever_set_lies_where_another_lay(models: int) -> None:
     said, places, closed = _numbers(models), [8, 0, 3, 3], Closed()
-    for _ in range(2):
-        scores = closed(said, places, _sets())
-        assert torch.equal(scores, torch.stack([LogitsMask()(logits[places], _sets()) for logits in said]))
+    for shift in range(20):
+        # Each round's arrays are new, and the last round's are gone.
+        sets = [(own + shift) % WIDTH for own in _sets()]
+        expected = torch.stack([LogitsMask()(logits[places], [np.sort(own) for own in sets]) for logits in said])
+        assert torch.equal(closed(said, places, sets), expected)
+        del sets
     assert all(torch.equal(one, other) for one, other in zip(said, _numbers(models), strict=True)), "the logits stay"
 
 
