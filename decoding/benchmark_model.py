@@ -301,7 +301,10 @@ class Clock:
 
     def get_decoder(self) -> Any:
         """The model without its LM head, noted too."""
-        return partial(self._timed, self._model.get_decoder())
+        decoder = self._model.get_decoder()
+        noted = partial(self._timed, decoder)
+        noted.layers = decoder.layers  # type: ignore[attr-defined]
+        return noted
 
     def get_output_embeddings(self) -> Any:
         """The LM head, noted with the forward before it."""

@@ -16,6 +16,8 @@ from yaofang.vocab.errors import InputError
 
 LEAST = 8
 """Tokens that prompts have to begin with in common, to have them read once for all."""
+FEW = 0.5
+"""Share of the places up to which the last layer works at those alone that are looked at."""
 
 
 class Tree(NamedTuple):
@@ -177,15 +179,21 @@ class Run:
     def _forward(
         self, ids: torch.Tensor, seen: torch.Tensor, positions: torch.Tensor, cache: DynamicCache, wanted: torch.Tensor
     ) -> torch.Tensor:
-        """Logits [places, V] where `ids` [rows, width] are `wanted`: the LM head is a large part of the work."""
-        output: Any = self.loaded.model.get_decoder()(
-            input_ids=ids.to(self.loaded.device),
-            attention_mask=seen,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        hidden = output.last_hidden_state[wanted.to(self.loaded.device)]
+        """Logits [places, V] where `ids` [rows, width] are `wanted`.
+
+        The LM head and the last layer are a large part of a small model's work; elsewhere, the layer's keys and values suffice.
+        """
+        decoder: Any = self.loaded.model.get_decoder()
+        wanted = wanted.to(self.loaded.device)
+        with _OnlyAt(wanted, _after_keys(decoder)):
+            output: Any = decoder(
+                input_ids=ids.to(self.loaded.device),
+                attention_mask=seen,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        hidden = output.last_hidden_state[wanted]
         logits: torch.Tensor = self.loaded.model.get_output_embeddings()(hidden).float()
         return logits
 
@@ -198,6 +206,38 @@ def in_common(prompts: Sequence[Sequence[int]]) -> list[int]:
 def last_of(counts: Sequence[int], width: int) -> torch.Tensor:
     """Which places [rows, width] are among so many last ones of each row."""
     return torch.arange(width, 0, -1) <= torch.tensor(counts)[:, None]
+
+
+def _after_keys(decoder: Any) -> list[torch.nn.Module]:
+    """What of the last layer works on each place alone and is not needed for its keys and values."""
+    layer = decoder.layers[-1]
+    return [layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp]
+
+
+class _OnlyAt:
+    """While a model runs, some modules work at the few `wanted` places [rows, width] alone, and say 0 elsewhere."""
+
+    def __init__(self, wanted: torch.Tensor, modules: Sequence[torch.nn.Module]) -> None:
+        self._shape, self._where = wanted.shape, wanted.nonzero(as_tuple=True)
+        # A module may not know how to work at no place at all.
+        self._modules = modules if 0 < len(self._where[0]) <= FEW * wanted.numel() else ()
+
+    def __enter__(self) -> None:
+        self._hooks = [
+            hook
+            for module in self._modules
+            for hook in (module.register_forward_pre_hook(self._picked), module.register_forward_hook(self._put_back))
+        ]
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _picked(self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (inputs[0][self._where], *inputs[1:])
+
+    def _put_back(self, _: torch.nn.Module, __: object, said: torch.Tensor) -> torch.Tensor:
+        return said.new_zeros(*self._shape, said.shape[-1]).index_put(self._where, said)
 
 
 class _AttentionByMask:

@@ -11,7 +11,7 @@ Knows ids, the constraint and a generation's cache; no label.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -85,7 +85,12 @@ def next_drugs(generation: Generation, places: Sequence[Place], *, least: float 
     With `least`, names whose first token has less probability are not followed: they get 0, as none of them could reach it.
     The generation must have been made with `masses`. About `chunk` nodes are read in one forward, more if one row needs more.
     """
-    asked = [_Asked(generation, place, least) for place in places]
+    if not places:
+        return []
+    first = _first(generation, places)
+    mean = first.exp().mean(1)
+    likely = ((mean > 0) & (mean >= least)).numpy()
+    asked = [_Asked(generation, *one) for one in zip(places, first, likely, strict=True)]
     of_row: dict[int, list[_Asked]] = {}
     for one in asked:
         if one.tree.nodes:
@@ -115,11 +120,11 @@ def _read(generation: Generation, rows: Sequence[tuple[int, Sequence[_Asked]]]) 
 class _Asked:
     """One place: which names can be likely enough there, the tree that tells them apart, and what the models say at it."""
 
-    def __init__(self, generation: Generation, place: Place, least: float) -> None:
+    def __init__(self, generation: Generation, place: Place, first: torch.Tensor, likely: npt.NDArray[np.bool_]) -> None:
         self.place = place
-        self.first = _first(generation, place)
-        self.reached = _reached(generation, place, self.first, least)
-        roots = sorted(self.reached)
+        self.first = first
+        self.reached = _reached(generation, place, likely)
+        roots = [generation.first_ids[at] for at in self.reached]
         self.tree = choice_tree(generation.constraint, place.state.allowed, roots, place.wanted)
         self.said: list[torch.Tensor] = []
         """Of each model, logits [nodes, V]."""
@@ -130,28 +135,31 @@ class _Asked:
             return np.zeros(len(generation.constraint.trie))
         said = self.said or [torch.empty(0, 0)] * len(generation.runs)
         walks = [_Walk(generation.constraint, self.place, self.tree.nodes, logits) for logits in said]
-        names = [walk.drugs(self.first[at], generation.first_ids, self.reached) for at, walk in enumerate(walks)]
+        tokens = [generation.first_ids[at] for at in self.reached]
+        firsts = self.first[:, self.reached].tolist()
+        names = [walk.drugs(dict(zip(tokens, own, strict=True))) for walk, own in zip(walks, firsts, strict=True)]
         found: Probabilities = np.mean([np.exp(one) for one in names], axis=0)
         return found
 
 
-def _reached(generation: Generation, place: Place, first: torch.Tensor, least: float) -> set[int]:
-    """First tokens that are likely enough and have a drug below them that the place asks for."""
+def _reached(generation: Generation, place: Place, likely: npt.NDArray[np.bool_]) -> list[int]:
+    """Which of the `likely` first tokens have a drug below them that the place asks for."""
     trie = generation.constraint.trie
     asked = place.state.allowed if place.wanted is None else place.state.allowed & place.wanted
-    mean = first.exp().mean(0)
-    likely = torch.nonzero((mean > 0) & (mean >= least))[:, 0].tolist()
-    tokens = [generation.first_ids[at] for at in likely]
-    return {token for token in tokens if trie.below[trie.children[ROOT][token]] & asked}
+    under = trie.children[ROOT]
+    return [at for at in np.flatnonzero(likely).tolist() if trie.below[under[generation.first_ids[at]]] & asked]
 
 
-def _first(generation: Generation, place: Place) -> torch.Tensor:
-    """[models, first tokens]: log probabilities of a name's first token among those allowed at the place."""
-    first, allowed = np.array(generation.first_ids), generation.constraint.allowed(place.state)
-    at = np.searchsorted(first, allowed).clip(max=len(first) - 1)
-    closed = torch.ones(len(first), dtype=torch.bool)
-    closed[at[first[at] == allowed]] = False  # the end may be allowed too
-    return generation.rows[place.row].first[place.at].masked_fill(closed, -torch.inf).log_softmax(-1)
+def _first(generation: Generation, places: Sequence[Place]) -> torch.Tensor:
+    """[places, models, first tokens]: log probabilities of a name's first token among those allowed at each place."""
+    first = np.array(generation.first_ids)
+    closed = torch.ones(len(places), len(first), dtype=torch.bool)
+    for own, place in zip(closed, places, strict=True):
+        allowed = generation.constraint.allowed(place.state)
+        at = np.searchsorted(first, allowed).clip(max=len(first) - 1)
+        own[at[first[at] == allowed]] = False  # the end may be allowed too
+    said = torch.stack([generation.rows[place.row].first[place.at] for place in places])
+    return said.masked_fill(closed[:, None], -torch.inf).log_softmax(-1)
 
 
 class _Walk:
@@ -164,12 +172,12 @@ class _Walk:
         self.place = {node: at for at, node in enumerate(nodes)}
         self.logits = logits
 
-    def drugs(self, first: torch.Tensor, tokens: Sequence[int], reached: set[int]) -> Probabilities:
-        """[D] log probabilities by vocabulary position."""
+    def drugs(self, first: Mapping[int, float]) -> Probabilities:
+        """[D] log probabilities by vocabulary position, from those of first tokens; 0 under others."""
         trie = self.constraint.trie
         found = np.full(len(trie), -np.inf)
-        for token, log_p in zip(tokens, first.tolist(), strict=True):
-            if token in reached and log_p > -np.inf:
+        for token, log_p in first.items():
+            if log_p > -np.inf:
                 for drug, value in self._under(trie.children[ROOT][token], log_p):
                     found[trie.order[drug]] = value
         return found
