@@ -24,7 +24,7 @@ from yaofang.decoding.reading import read
 from yaofang.decoding.settings import Settings
 from yaofang.glm.loading import LoadedModel
 
-TOGETHER = 0.25
+TOGETHER = 0.5
 """Share of the running rows that have to have ended before others take their places."""
 ROWS_A_RECORD = 8
 """Sampled rows that may run at once for each record of a batch."""
