@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
+from yaofang.glm.attention import Packed
 from yaofang.glm.loading import LoadedModel
 from yaofang.glm.masks import PrefixLM
 from yaofang.vocab.errors import InputError
@@ -185,7 +186,7 @@ class Run:
         """
         decoder: Any = self.loaded.model.get_decoder()
         wanted = wanted.to(self.loaded.device)
-        with _OnlyAt(wanted, _after_keys(decoder)):
+        with Packed(self.loaded.model), _OnlyAt(wanted, _after_keys(decoder)):
             output: Any = decoder(
                 input_ids=ids.to(self.loaded.device),
                 attention_mask=seen,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.nn.functional import scaled_dot_product_attention
 
 from yaofang.decoding.running import Run, pad_left
+from yaofang.glm import attention
 from yaofang.glm.loading import LoadedModel
 from yaofang.glm.tiny import random_tiny
 
@@ -45,6 +48,23 @@ def test_keys_values_and_what_is_looked_at_are_those_of_the_whole_model(kind: st
     with torch.inference_mode():
         alone = loaded.model(input_ids=torch.tensor([[*prompts_of(loaded)[1], 6, 7, 8, 9, 10]])).logits[0, -2:].float()
     assert torch.allclose(run.logits[1:], alone, atol=1e-5)
+
+
+def test_keys_and_values_are_not_copied_for_each_query_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = model_of("glm")
+    heads: list[tuple[int, int]] = []
+
+    def noted(query: torch.Tensor, key: torch.Tensor, *others: torch.Tensor, **named: Any) -> torch.Tensor:
+        heads.append((query.shape[1], key.shape[1]))
+        return scaled_dot_product_attention(query, key, *others, **named)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", noted)
+    run = Run(loaded, prompts_of(loaded))
+    run.extend([[5], [6, 7, 8, 9, 10], []], keep=[1, 2, 0])
+    config = loaded.model.config
+    assert config.num_attention_heads > config.num_key_value_heads
+    assert heads == [(config.num_key_value_heads,) * 2] * 2 * config.num_hidden_layers
+    assert config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("kind", ["glm", "lora"])
