@@ -49,6 +49,8 @@ from yaofang.decoding.trie import NO_DRUG, ROOT, Trie, bits, members
 
 Ids = npt.NDArray[np.int64]
 MEMO_SIZE = 1 << 16
+ROOTS = 1 << 12
+"""Sets of ids that are remembered inside names, and where names begin (some kilobytes each)."""
 END, SEPARATOR = 1, 2
 """What may close a name, as a sum."""
 
@@ -165,6 +167,7 @@ class Constraint:
         """What free text allows inside a diagnosis, and where one begins: nearly all ids."""
         self._memo: dict[tuple[int, int, int], Ids] = {}
         self._single: dict[int, Ids] = {}
+        self._roots: dict[int, Ids] = {}
         self._whole = self._untouched()
 
     def _check(self, conflicts: npt.NDArray[np.bool_]) -> None:
@@ -217,7 +220,8 @@ class Constraint:
         """Rules 1 to 4."""
         _, _, _, node, allowed, listed, _, _ = state
         if node == ROOT:
-            return self._whole[ROOT][0] if allowed == self._below[ROOT] else self._ids_of((ROOT, allowed, 0))
+            known = self._roots.get(allowed)
+            return self._remember_root(allowed) if known is None else known
         closing = 0
         if (drug := self._ends_at(node, allowed)) != NO_DRUG:
             more = listed + 1 < self.max_drugs and bool(allowed & self._keeps[drug])
@@ -245,6 +249,13 @@ class Constraint:
         if len(self._memo) >= MEMO_SIZE:
             self._memo.clear()
         found = self._memo[key] = self._ids_of(key)
+        return found
+
+    def _remember_root(self, allowed: int) -> Ids:
+        """The ids where a name begins, by the allowed drugs: asked for at each place some times in a row."""
+        if len(self._roots) >= ROOTS:
+            self._roots.clear()
+        found = self._roots[allowed] = self._ids_of((ROOT, allowed, 0))
         return found
 
     def _ids_of(self, key: tuple[int, int, int]) -> Ids:
