@@ -16,6 +16,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 PACKED = "yaofang_packed_sdpa"
+SHORT = 512
+"""Ids up to which packing pays: its mask, a row for each query, is then smaller than the copies that it spares."""
 
 
 def packed_attention(
@@ -28,7 +30,7 @@ def packed_attention(
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """[batch, n, heads, width] of `query` [batch, heads, n, width] under a mask [batch, 1, n, columns]; else plain SDPA."""
-    if attention_mask is None or attention_mask.shape[1] > 1:
+    if attention_mask is None or attention_mask.shape[1] > 1 or query.shape[2] > SHORT:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)  # type: ignore[no-any-return]
     batch, heads, length, width = query.shape
     groups = heads // key.shape[1]

@@ -65,6 +65,12 @@ def test_keys_and_values_are_not_copied_for_each_query_head(monkeypatch: pytest.
     assert config.num_attention_heads > config.num_key_value_heads
     assert heads == [(config.num_key_value_heads,) * 2] * 2 * config.num_hidden_layers
     assert config._attn_implementation == "sdpa"
+    heads.clear()
+    monkeypatch.setattr(attention, "SHORT", 4)
+    long = Run(loaded, prompts_of(loaded))
+    assert not heads, "a long prompt's mask for each query would be larger than what it spares"
+    long.extend([[5], [6, 7], []], keep=[1, 2, 0])
+    assert len(heads) == config.num_hidden_layers
 
 
 @pytest.mark.parametrize("kind", ["glm", "lora"])
