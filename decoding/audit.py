@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from yaofang.decoding.constraint import Constraint, Phase
 from yaofang.decoding.generation import Generation
 from yaofang.decoding.reading import Reading
@@ -44,8 +46,8 @@ def _likeliest(
     best: dict[int, KeptAway] = {}
     for place, kept_out in places:
         p_step = next(scored)
-        for drug in constraint.positions(kept_out):
-            if p_step[drug] >= least and (drug not in best or best[drug].p_step < p_step[drug]):
+        for drug in np.flatnonzero(p_step >= least).tolist():
+            if kept_out >> int(constraint.trie.number[drug]) & 1 and (drug not in best or best[drug].p_step < p_step[drug]):
                 by = _conflicting(constraint, drug, reading.drugs[: place.state.listed])
                 best[drug] = KeptAway(drug, by, float(p_step[drug]))
     return sorted(best.values(), key=lambda kept: -kept.p_step)

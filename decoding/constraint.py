@@ -37,7 +37,6 @@ newline as end; a separator is allowed only if the longest name still fits into 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
 from typing import NamedTuple
@@ -45,6 +44,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from yaofang.decoding.answer_ids import AnswerIds
 from yaofang.decoding.trie import NO_DRUG, ROOT, Trie, bits, members
 
 Ids = npt.NDArray[np.int64]
@@ -89,35 +89,6 @@ class State(NamedTuple):
 
 LIST = Phase.LIST
 _new = partial(tuple.__new__, State)  # `State._make` without its check, for the two steps that are taken most
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerIds:
-    """The answer's fixed parts as ids, each encoded alone."""
-
-    opening: tuple[int, ...]
-    """Everything before the first diagnosis."""
-    diagnosis_separator: int
-    newline: int
-    """Ends the diagnoses."""
-    header: tuple[int, ...]
-    """Between that newline and the first drug."""
-    drug_separator: int
-    end: int
-    """The stop id that training taught: the only one that is offered."""
-    ends: frozenset[int]
-    """Every id that ends a row when it appears, `end` among them."""
-    text: Ids = field(repr=False)
-    """Ids allowed inside a diagnosis: no special token, no spare row, none that contains a newline or a separator."""
-
-    def __post_init__(self) -> None:
-        fixed = {self.newline, self.diagnosis_separator, *self.ends}
-        if self.end not in self.ends:
-            raise ValueError(f"the stop id {self.end} is not among the ids that end a row, {sorted(self.ends)}")
-        if self.drug_separator in self.ends or len(fixed) != len(self.ends) + 2:
-            raise ValueError("separators, newline and end ids must differ")
-        if fixed & set(self.text.tolist()):
-            raise ValueError("the text ids hold a newline, separator or end id")
 
 
 class Constraint:

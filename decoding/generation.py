@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby, zip_longest
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from yaofang.glm.loading import LoadedModel
 
 WORTHWHILE = 0.75
 """Share of rows still running below which the others are dropped: it takes a copy of the cache."""
-WAITING = 64
+PLACES = 64
 """Places whose logits are looked at at once."""
 Watch = Callable[["Row", State, Ids, torch.Tensor], None]
 """Called for each choice in a list with the row, the state before it, the allowed ids, and their log probabilities."""
@@ -81,6 +82,27 @@ class Row:
     def ended(self) -> bool:
         """The row has all its ids and their numbers."""
         return not self.running and not self.waiting
+
+
+class Asked(NamedTuple):
+    """A place of a row at which the models have said what comes next."""
+
+    row: Row
+    state: State
+    """Before it."""
+    at: int
+    """In the row's ids."""
+    behind: int
+    """Places of the row behind it at which the models have been asked too."""
+    token: int | None = None
+    """What is written there already; None if it is to be chosen."""
+    choice: int = 0
+    """Which of the row's choices it is."""
+
+    @property
+    def is_reached(self) -> bool:
+        """Not if it is behind a draft and the row has gone another way, or ended."""
+        return self.token is not None or (self.row.running and not self.row.unfed)
 
 
 class Generation:
@@ -153,7 +175,7 @@ class Generation:
             if self._open():
                 self._feed()
         with torch.inference_mode():
-            self._note_waiting(self.rows)
+            self._step(self.rows)
 
     def place(self, number: int) -> int:
         """Where the models carry row `number` in their batch. KeyError if they do not any more."""
@@ -226,76 +248,99 @@ class Generation:
             run.keep([self._places[number] for number in left])
         self._places = {number: place for place, number in enumerate(left)}
 
-    def _place(self, row: Row, back: int) -> int:
-        """The place in the models' logits that is so many before the last one that was asked of the row."""
-        return self._ends[row.number] - 1 - back
-
     def _step(self, read: Sequence[Row]) -> None:
-        """Note the numbers of what these rows had to write, and make their next choice; all their ids have been read."""
-        self._note_waiting(read)
-        some = running = [row for row in read if row.running]
-        while some:
-            # Where text is written, thousands of ids are allowed: apart, so that the lists' places are not padded to as many.
-            alike = [[row for row in some if (row.state.phase == Phase.LIST) == listed] for listed in (True, False)]
-            for rows in filter(None, alike):
-                self._choose(rows)
-            some = [row for row in some if self._as_drafted(row)]
-            for row in some:
-                row.choices -= len(self.constraint.allowed(row.state)) == 1
-        if self._jump:
-            for row in running:
+        """Note the numbers of what these rows had to write, and make their next choices; all their ids have been read."""
+        asked = [list(self._asked(row)) for row in read]
+        if len(self.runs) > 1:
+            # The weights of one place follow from the place before it.
+            for at_once in zip_longest(*asked):
+                self._look([one for one in at_once if one])
+        else:
+            for _, alike in groupby(sorted(chain.from_iterable(asked), key=self._behind_text), self._behind_text):
+                places = list(alike)
+                for begin in range(0, len(places), PLACES):
+                    self._look(places[begin : begin + PLACES])
+        for row in read:
+            row.waiting = []
+            if self._jump:
                 self._write_forced(row)
 
-    def _as_drafted(self, row: Row) -> bool:
-        """Whether the models have read the id just written, so that the next choice can be made too; else the draft goes."""
+    def _asked(self, row: Row) -> Iterator[Asked]:
+        """Of what the models have said of a row: the ids that it had to write, its next one, and those behind a draft."""
+        first, behind = len(row.ids) - len(row.waiting), len(row.waiting) + len(row.draft)
+        for at, state in enumerate(row.waiting):
+            yield Asked(row, state, first + at, behind - at, row.ids[first + at])
+        if row.running:
+            state, choice = row.state, row.choices
+            for at, token in enumerate((*row.draft, None)):
+                yield Asked(row, state, len(row.ids) + at, len(row.draft) - at, None, choice)
+                if token is not None:
+                    choice += len(self.constraint.allowed(state)) > 1
+                    state = self.constraint.step(state, token)
+
+    def _behind_text(self, asked: Asked) -> bool:
+        """Free text allows thousands of ids: apart, so that other places are not padded to as many. It comes first in a row."""
+        return not self._votes.in_text(self.constraint.allowed(asked.state))
+
+    def _look(self, asked: Sequence[Asked]) -> None:
+        """Note what the models say at these places, and choose there where nothing is written; of each row in their order."""
+        asked = [one for one in asked if one.is_reached]
+        if not asked:
+            return
+        here = [self._ends[one.row.number] - 1 - one.behind for one in asked]
+        seen = self._votes.at(here, [one.state for one in asked], [one.row.number for one in asked])
+        picked = self._picked(seen, asked)
+        numbers = self._votes.numbers(seen, picked)
+        noted = []
+        for at, one in enumerate(asked):
+            if not one.is_reached:
+                continue  # the draft before it was not the choice
+            noted.append(at)
+            token = seen.token(at, picked[at])
+            if one.token is None:
+                if self._watch is not None and one.state.phase == Phase.LIST:
+                    self._watch(one.row, one.state, seen.allowed[at], seen.mixed[at, : len(seen.allowed[at])])
+                self._choose(one.row, token, forced=len(seen.allowed[at]) == 1)
+            self._note(one.row, numbers[at])
+            self._votes.follow(one.row.number, one.state, self.constraint.step(one.state, token), seen, at, picked[at])
+        self._keep_first([(asked[at], here[at]) for at in noted])
+
+    def _choose(self, row: Row, token: int, *, forced: bool) -> None:
+        """Write an id. If the models have read it as a draft, the next choice can be made too; else the draft goes."""
+        self._write(row, token)
+        row.choices += not forced
         draft, row.draft = row.draft, []
-        if draft and row.running and draft[0] == row.ids[-1]:
+        if draft and row.running and draft[0] == token:
             row.draft, row.unfed = draft[1:], 0
-            return True
-        if draft and row.running:
+        elif draft and row.running:
             for run in self.runs:
                 run.forget(self._places[row.number], len(draft))
-        return False
 
-    def _choose(self, rows: Sequence[Row]) -> None:
-        """One choice in each of these rows, by what the models say after its last id."""
-        here = [self._place(row, len(row.draft)) for row in rows]
-        seen = self._votes.at(here, [row.state for row in rows], [row.number for row in rows])
-        picked = self._picked(seen, rows)
-        numbers = self._votes.numbers(seen, picked)
-        self._keep_first(rows, [row.state for row in rows], [len(row.ids) for row in rows], here)
-        for at, row in enumerate(rows):
-            if self._watch is not None and row.state.phase == Phase.LIST:
-                self._watch(row, row.state, seen.allowed[at], seen.mixed[at, : len(seen.allowed[at])])
-            before = row.state
-            self._write(row, seen.token(at, picked[at]))
-            self._note(row, numbers[at])
-            self._votes.follow(row.number, before, row.state, seen, at, picked[at])
-            row.choices += 1
-
-    def _picked(self, seen: Seen, running: Sequence[Row]) -> list[int]:
-        """The chosen column in each row of `seen`: the plan's, a drawn one, or the likeliest."""
-        found = self._drawn(seen.mixed, running) if self._draws is not None else seen.likeliest()
-        for at, row in enumerate(running):
-            if (planned := self._planned(row, seen.allowed[at])) is not None:
-                found[at] = seen.column(at, planned)
+    def _picked(self, seen: Seen, asked: Sequence[Asked]) -> list[int]:
+        """The column at each place of `seen`: what is written there, the plan's, a drawn one, or the likeliest."""
+        found = self._drawn(seen.mixed, asked) if self._draws is not None else seen.likeliest()
+        for at, one in enumerate(asked):
+            token = one.token if one.token is not None else self._planned(one.row, one.at, seen.allowed[at])
+            if token is not None:
+                found[at] = seen.column(at, token)
         return found
 
-    def _drawn(self, mixed: torch.Tensor, running: Sequence[Row]) -> list[int]:
+    def _drawn(self, mixed: torch.Tensor, asked: Sequence[Asked]) -> list[int]:
         assert self._draws is not None
-        while len(self._points) <= max(row.choices for row in running):
+        while len(self._points) <= max(one.choice for one in asked):
             drawn = [torch.rand(self._copies, generator=each, dtype=torch.float64) for each in self._draws]
             self._points.append(torch.cat(drawn))
         below = mixed.double().exp().cumsum(-1).cpu()
-        points = torch.stack([self._points[row.choices][row.number] for row in running])
+        points = torch.stack([self._points[one.choice][one.row.number] for one in asked])
         wanted = points[:, None] * below[:, -1:]
         # The last column that adds anything: rounding could lead beyond it.
         last = torch.searchsorted(below, below[:, -1:].contiguous())
         return torch.searchsorted(below, wanted, right=True).minimum(last)[:, 0].tolist()
 
-    def _planned(self, row: Row, allowed: Ids) -> int | None:
+    def _planned(self, row: Row, at: int, allowed: Ids) -> int | None:
+        """What the row's plan has at this place of its ids, if it is allowed."""
         plan = self._plans[row.number]
-        return plan[len(row.ids)] if len(row.ids) < len(plan) and plan[len(row.ids)] in allowed else None
+        return plan[at] if at < len(plan) and plan[at] in allowed else None
 
     def _write(self, row: Row, token: int) -> None:
         row.state = self.constraint.step(row.state, token)
@@ -307,7 +352,7 @@ class Generation:
         """What must follow, and what is planned, without asking the models; their numbers are noted when they have read it."""
         while row.running:
             allowed = self.constraint.allowed(row.state)
-            token = int(allowed[0]) if len(allowed) == 1 else self._planned(row, allowed)
+            token = int(allowed[0]) if len(allowed) == 1 else self._planned(row, len(row.ids), allowed)
             if token is None:
                 return
             before = row.state
@@ -323,50 +368,15 @@ class Generation:
                 self._note(row, (1.0, 1.0, float(closes)))
                 self._votes.follow(row.number, before, row.state)
 
-    def _note_waiting(self, asked: Sequence[Row]) -> None:
-        """The numbers of the ids that were written without a choice, now that the models have read them."""
-        all_of = [(row, at) for row in asked for at in range(len(row.waiting))]
-        for some in self._together(all_of):
-            rows, states = [row for row, _ in some], [row.waiting[at] for row, at in some]
-            back = [len(row.waiting) - at for row, at in some]
-            tokens = [row.ids[-one] for row, one in zip(rows, back, strict=True)]
-            here = [self._place(row, one + len(row.draft)) for row, one in zip(rows, back, strict=True)]
-            seen = self._votes.at(here, states, [row.number for row in rows])
-            picked = [seen.column(at, token) for at, token in enumerate(tokens)]
-            numbers = self._votes.numbers(seen, picked)
-            self._keep_first(rows, states, [len(row.ids) - one for row, one in zip(rows, back, strict=True)], here)
-            for at, (row, place) in enumerate(some):
-                then = row.waiting[place + 1] if place + 1 < len(row.waiting) else row.state
-                self._note(row, numbers[at])
-                self._votes.follow(row.number, states[at], then, seen, at, picked[at])
-        for row in asked:
-            row.waiting = []
-
-    def _together(self, asked: Sequence[tuple[Row, int]]) -> Iterator[Sequence[tuple[Row, int]]]:
-        """The places of some rows' waiting ids, those that are looked at together; each row's own stay in their order."""
-        if len(self.runs) > 1:
-            # The weights of one place follow from the place before it.
-            yield from ([one] for one in asked)
+    def _keep_first(self, places: Sequence[tuple[Asked, int]]) -> None:
+        """Remember what the models said where names begin: at places of rows, and where these are in their logits."""
+        begun = [(one, here) for one, here in places if one.state.phase == Phase.LIST and one.state.node == ROOT]
+        if not self._masses or not begun:
             return
-        for _, alike in groupby(sorted(asked, key=self._behind_text), self._behind_text):
-            some = list(alike)
-            yield from (some[begin : begin + WAITING] for begin in range(0, len(some), WAITING))
-
-    def _behind_text(self, asked: tuple[Row, int]) -> bool:
-        """Free text allows thousands of ids: apart, so that other places are not padded to as many. It comes first in a row."""
-        row, at = asked
-        return not self._votes.in_text(self.constraint.allowed(row.waiting[at]))
-
-    def _keep_first(self, rows: Sequence[Row], before: Sequence[State], places: Sequence[int], here: Sequence[int]) -> None:
-        """Remember what the models said where names begin: `here` in their logits, at these places of the rows' ids."""
-        at_root = [at for at, state in enumerate(before) if state.phase == Phase.LIST and state.node == ROOT]
-        if not self._masses or not at_root:
-            return
-        said = self._votes.of([here[at] for at in at_root], self._first_ids)
-        for number, at in enumerate(at_root):
-            row, place = rows[at], places[at]
-            row.first[place] = said[:, number]
-            row.columns[place] = self.runs[0].columns - (len(row.ids) - place) - len(row.draft)
+        said = self._votes.of([here for _, here in begun], self._first_ids)
+        for number, (one, _) in enumerate(begun):
+            one.row.first[one.at] = said[:, number]
+            one.row.columns[one.at] = self.runs[0].columns - one.behind
 
     def _note(self, row: Row, numbers: Numbers) -> None:
         """Append an id's numbers."""

@@ -5,8 +5,11 @@ Knows records, labels and the template; nothing is generated here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+
+import torch
 
 from yaofang.data.answer import OPENING, clean_diagnosis, diagnosis_pieces
 from yaofang.data.facts import facts_of
@@ -95,6 +98,21 @@ class Preparer:
             Phase.LIST if given else Phase.DIAGNOSES, banned=self._bans(record, facts), only=self._only
         )
         return Task(record, prompt, ids + opened, len(ids), given, start, limit, facts)
+
+    def each(self, records: Sequence[Record]) -> Iterator[Task | InputError]:
+        """The records' tasks in their order, or what is wrong with a record; made by as many threads as torch works with."""
+        threads = min(len(records), torch.get_num_threads())
+        if threads < 2:
+            yield from map(self._task_or_error, records)
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(self._task_or_error, records)
+
+    def _task_or_error(self, record: Record) -> Task | InputError:
+        try:
+            return self(record)
+        except InputError as error:
+            return error
 
     def _bans(self, record: Record, facts: PatientFacts) -> list[int]:
         bans = list(self._banned.get(record.id, ()))

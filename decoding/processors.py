@@ -15,8 +15,9 @@ import torch
 from transformers import LogitsProcessor
 
 from yaofang.data.answer import DIAGNOSIS_SEPARATOR, DRUG_SEPARATOR, HEADER, OPENING
+from yaofang.decoding.answer_ids import AnswerIds
 from yaofang.decoding.bias import Bias
-from yaofang.decoding.constraint import AnswerIds, Constraint, Ids, State
+from yaofang.decoding.constraint import Constraint, Ids, State
 from yaofang.decoding.masking import LogitsMask
 from yaofang.decoding.states import StatesByIds
 from yaofang.glm.template import ChatTemplate

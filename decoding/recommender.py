@@ -131,17 +131,17 @@ class Recommender:
         if batch_size < 1:
             raise InputError(f"batch size {batch_size}", field="batch-size", way_out="Use 1 or more.")
         tasks: list[tuple[int, Task]] = []
-        for place, record in enumerate(records):
-            try:
-                tasks.append((place, self.prepare(record)))
-            except InputError as error:
-                if skip is None:
-                    raise
-                skip(record, error)
+        for place, found in enumerate(self.prepare.each(records)):
+            if isinstance(found, Task):
+                tasks.append((place, found))
+            elif skip is None:
+                raise found
+            else:
+                skip(records[place], found)
         # Longest first: what does not fit into memory shows at once.
         tasks.sort(key=lambda item: -len(item[1].ids))
-        for chunk, found in self._chunks([task for _, task in tasks], batch_size):
-            yield from zip([tasks[at][0] for at in chunk], found, strict=True)
+        for chunk, done in self._chunks([task for _, task in tasks], batch_size):
+            yield from zip([tasks[at][0] for at in chunk], done, strict=True)
 
     def _chunks(self, tasks: Sequence[Task], batch_size: int) -> Iterator[tuple[Sequence[int], list[Recommendation]]]:
         """(places in `tasks`, recommendations) of all tasks, some at a time."""

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from yaofang.decoding.constraint import AnswerIds
+from yaofang.decoding.answer_ids import AnswerIds
 from yaofang.decoding.trie import NO_DRUG, ROOT, Trie
 from yaofang.sft.examples import Example
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from yaofang.decoding.constraint import AnswerIds
+from yaofang.decoding.answer_ids import AnswerIds
 from yaofang.decoding.processors import MASKED_TIER, answer_ids
 from yaofang.decoding.trie import NO_DRUG
 from yaofang.glm.template import ChatTemplate

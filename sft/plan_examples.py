@@ -18,7 +18,7 @@ from math import ceil
 import numpy as np
 import numpy.typing as npt
 
-from yaofang.decoding.constraint import AnswerIds
+from yaofang.decoding.answer_ids import AnswerIds
 from yaofang.sft import ranks
 from yaofang.sft.answer_parts import Name, find_answers, find_names, labels_of
 from yaofang.sft.examples import Example

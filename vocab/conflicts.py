@@ -118,6 +118,7 @@ class ConflictTable:
         self.version = version
         self._sources = sources
         self.tiers: Tiers = self._matrix() if tiers is None else tiers
+        self._said: dict[tuple[str, str], tuple[Reason, ...]] = {}
 
     @cached_property
     def _units(self) -> _Units:
@@ -148,7 +149,12 @@ class ConflictTable:
         return sorted((conflict for conflict in found if conflict), key=lambda conflict: conflict.tier)
 
     def reasons(self, a: str, b: str) -> tuple[Reason, ...]:
-        """All that is said of two labels, the gravest first."""
+        """All that is said of two labels, the gravest first. Pairs come again, so they are looked up once."""
+        if (a, b) not in self._said:
+            self._said[a, b] = self._reasons(a, b)
+        return self._said[a, b]
+
+    def _reasons(self, a: str, b: str) -> tuple[Reason, ...]:
         first, second = self.vocabulary.index(a), self.vocabulary.index(b)
         found: dict[Reason, None] = {}
         for units in product(self._units.of_label[first], self._units.of_label[second]):

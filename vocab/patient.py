@@ -164,7 +164,7 @@ class Patient:
 
 
 class PatientRules:
-    """The rules of the tables, asked about a patient and a drug."""
+    """The rules of the tables, asked about a patient and a drug; by several threads at once if need be."""
 
     def __init__(
         self, terms: Terms, rules: Sequence[Rule], conditions: Mapping[str, Pattern], allergies: Mapping[str, Pattern]
@@ -174,8 +174,9 @@ class PatientRules:
         self._conditions = conditions
         self._allergies = allergies
         self._known: dict[Drug, DrugTerms] = {}
+        self._spoken: dict[Drug, tuple[tuple[int, str], ...]] = {}
         self._named: dict[str, frozenset[str]] = {}
-        self._last: tuple[PatientFacts, tuple[Rule, ...]] | None = None
+        self._last: tuple[PatientFacts, frozenset[int]] | None = None
         self._parts = tuple(dict.fromkeys(part for rule in self.rules for part in rule.parts))
         number = {part: at for at, part in enumerate(self._parts)}
         self._needed = [frozenset(number[part] for part in rule.parts) for rule in self.rules]
@@ -188,13 +189,14 @@ class PatientRules:
 
     def _named_by(self, diagnosis: str) -> frozenset[str]:
         """The conditions that one diagnosis names; diagnoses come again, so they are looked up once."""
-        if diagnosis not in self._named:
+        found = self._named.get(diagnosis)
+        if found is None:
             if len(self._named) >= MOST_NAMED:
                 self._named.clear()
             texts = list(_statements(diagnosis))
-            found = (name for name, pattern in self._conditions.items() if any(map(pattern.fits, texts)))
-            self._named[diagnosis] = frozenset(found)
-        return self._named[diagnosis]
+            named = (name for name, pattern in self._conditions.items() if any(map(pattern.fits, texts)))
+            found = self._named[diagnosis] = frozenset(named)
+        return found
 
     def allergies(self, facts: PatientFacts) -> frozenset[str]:
         """IDs of allergies.tsv that the patient's allergies name."""
@@ -203,8 +205,8 @@ class PatientRules:
 
     def warnings(self, facts: PatientFacts, drug: Drug) -> tuple[PatientWarning, ...]:
         """What the tables say of this drug in this patient, the gravest first; empty is `no entry`, never `safe`."""
-        terms = self._terms_of(drug)
-        found = [_at_level(rule.warning, level) for rule in self._active(facts) if (level := terms.level(rule))]
+        terms, active = self._terms_of(drug), self._active(facts)
+        found = [_at_level(self.rules[at].warning, level) for at, level in self._speaking_of(drug) if at in active]
         if any(_names(terms, name) or _same_substance(drug, other) for name, other in map(self._means, facts.allergies)):
             found.append(_own_allergy(drug))
         once = {(warning.level, warning.text, warning.source): warning for warning in reversed(found)}
@@ -212,7 +214,8 @@ class PatientRules:
 
     def contraindicated(self, facts: PatientFacts, drugs: Iterable[Drug]) -> tuple[int, ...]:
         """Places, from 0, of the drugs that must not be given to this patient: what a mask of a vocabulary needs."""
-        rules = [rule for rule in self._active(facts) if rule.warning.level == "contraindicated"]
+        active = (self.rules[at] for at in self._active(facts))
+        rules = [rule for rule in active if rule.warning.level == "contraindicated"]
         systemic = {term for rule in rules if not rule.is_allergy for term in rule.drugs}
         anywhere = {term for rule in rules if rule.is_allergy for term in rule.drugs}
         texts = [_plain(text) for text in facts.allergies]
@@ -223,21 +226,31 @@ class PatientRules:
             or any(_names(self._terms_of(drug), text) for text in texts)
         )
 
-    def _active(self, facts: PatientFacts) -> tuple[Rule, ...]:
-        """The rules whose condition this patient fulfils; kept for the next drug of the same patient."""
-        if self._last is None or self._last[0] != facts:
+    def _active(self, facts: PatientFacts) -> frozenset[int]:
+        """Places of the rules whose condition this patient fulfils; kept for the next drug of the same patient."""
+        last = self._last
+        if last is None or last[0] != facts:
             patient = Patient(facts, self.conditions(facts), self.allergies(facts))
             true = {at for at, part in enumerate(self._parts) if patient.holds(part)}
-            self._last = facts, tuple(rule for rule, needed in zip(self.rules, self._needed, strict=True) if needed <= true)
-        return self._last[1]
+            # Another thread may ask about another patient meanwhile: what is answered is never read back from `_last`.
+            last = self._last = facts, frozenset(at for at, needed in enumerate(self._needed) if needed <= true)
+        return last[1]
+
+    def _speaking_of(self, drug: Drug) -> tuple[tuple[int, str], ...]:
+        """Places of the rules that speak of a drug, in their order, and at which level."""
+        if drug not in self._spoken:
+            terms = self._terms_of(drug)
+            self._spoken[drug] = tuple((at, level) for at, rule in enumerate(self.rules) if (level := terms.level(rule)))
+        return self._spoken[drug]
 
     def _means(self, text: str) -> tuple[str, Drug]:
         """An allergy's text normalised, and the drug that it means; allergies come again, so they are looked up once."""
-        if text not in self._meant:
+        found = self._meant.get(text)
+        if found is None:
             if len(self._meant) >= MOST_NAMED:
                 self._meant.clear()
-            self._meant[text] = _plain(text), meaning(text).drug
-        return self._meant[text]
+            found = self._meant[text] = _plain(text), meaning(text).drug
+        return found
 
     def _terms_of(self, drug: Drug) -> DrugTerms:
         if drug not in self._known:

@@ -16,7 +16,8 @@ import torch
 from transformers import GenerationMixin, LogitsProcessor, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from yaofang.decoding.constraint import AnswerIds, Constraint, Phase, State
+from yaofang.decoding.answer_ids import AnswerIds
+from yaofang.decoding.constraint import Constraint, Phase, State
 from yaofang.decoding.processors import AnswerProcessor
 from yaofang.decoding.reading import read
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yaofang.decoding.constraint import AnswerIds, Constraint, Phase, State
+from yaofang.decoding.answer_ids import AnswerIds
+from yaofang.decoding.constraint import Constraint, Phase, State
 from yaofang.decoding.reading import read
 from yaofang.decoding.states import StatesByIds
 from yaofang.decoding.trie import ROOT, Trie, bits, members

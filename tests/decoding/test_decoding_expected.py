@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from yaofang.decoding.answer_ids import AnswerIds
 from yaofang.decoding.calibration import Calibration, load_calibration
-from yaofang.decoding.constraint import AnswerIds, Constraint, Phase, State
+from yaofang.decoding.constraint import Constraint, Phase, State
 from yaofang.decoding.expected import BestSet, Inclusion, order_of
 from yaofang.decoding.generation import Row
 from yaofang.vocab.errors import InputError

@@ -16,6 +16,7 @@ from yaofang.data.facts import facts_of
 from yaofang.data.recommendation import Diagnosis, Drug, Recommendation
 from yaofang.data.records import Record
 from yaofang.decoding.constraint import Phase
+from yaofang.decoding.preparation import Task
 from yaofang.decoding.reasons import check_list, with_patient_warnings
 from yaofang.decoding.recommender import Recommender
 from yaofang.decoding.settings import Settings
@@ -195,6 +196,23 @@ def test_skip_hands_over_what_cannot_be_fitted_and_goes_on(vocabulary: Vocabular
     done = dict(rx.completed([record(1), bad, record(3)], 2, skip=lambda each, error: skipped.append(each.id)))
     assert sorted(done) == [0, 2]
     assert skipped == ["9-1"]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_records_are_prepared_in_their_order_by_any_number_of_threads(
+    threads: int, vocabulary: Vocabulary, conflicts: ConflictTable
+) -> None:
+    rx = greedy([model(context=900)], vocabulary, conflicts, mask_patient=True)
+    illnesses = [(), ("支气管哮喘",), ("慢性肾脏病5期",), ("1型糖尿病", "高钾血症")]
+    records = [record(n, words=n, diagnoses=(*NAMED, *illnesses[n % 4])) for n in range(1, 13)]
+    records[5] = Record(patient=9, id="9-1", ethnicity="汉族" * 1200, diagnoses=NAMED)
+    torch.set_num_threads(threads)
+    found = list(rx.prepare.each(records))
+    torch.set_num_threads(1)
+    assert [isinstance(one, InputError) for one in found] == [n == 5 for n in range(12)]
+    assert [one for n, one in enumerate(found) if n != 5] == [rx.prepare(one) for n, one in enumerate(records) if n != 5]
+    assert "9-1" in str(found[5])
+    assert len({one.start.allowed for one in found if isinstance(one, Task)}) == len(illnesses)
 
 
 def test_a_list_cut_by_its_budget_is_flagged_and_holds_whole_drugs(

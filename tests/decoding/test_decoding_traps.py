@@ -20,7 +20,8 @@ import torch
 from adversarial_models import IDS, PAD, WIDTH, TableModel, check, check_drugs, prompts_of, random_task, split
 from transformers import GenerationConfig
 
-from yaofang.decoding.constraint import AnswerIds, Constraint, Phase, State
+from yaofang.decoding.answer_ids import AnswerIds
+from yaofang.decoding.constraint import Constraint, Phase, State
 from yaofang.decoding.processors import NEUTRAL, AnswerProcessor, check_generation_config
 from yaofang.decoding.reading import read
 from yaofang.vocab.errors import InputError

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from yaofang.data.answer import Answer, canonical_order, drug_frequency, parse, pieces
 from yaofang.data.records import Record
-from yaofang.decoding.constraint import AnswerIds
+from yaofang.decoding.answer_ids import AnswerIds
 from yaofang.decoding.processors import answer_ids
 from yaofang.glm.tiny import random_tiny
 from yaofang.sft.answer_parts import DrugNames, find_answers, labels_of

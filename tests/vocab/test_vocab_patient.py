@@ -236,3 +236,20 @@ def test_an_allergy_to_a_brand_is_one_to_its_substance_and_its_class() -> None:
     statin = rules.warnings(PatientFacts(allergies=("立普妥",)), vocabulary.drug("阿托伐他汀钙片"))
     assert {warning.level for warning in statin} == {"contraindicated"}
     assert rules.warnings(PatientFacts(allergies=("立普妥",)), vocabulary.drug("阿卡波糖")) == ()
+
+
+def test_a_question_about_another_patient_in_between_changes_no_answer(rules, vocabulary):
+    class Interrupted(PatientFacts):
+        """Compared with the last patient asked about, it lets another thread's question come first."""
+
+        def __eq__(self, other):
+            if isinstance(other, Interrupted):
+                rules.contraindicated(PatientFacts(), vocabulary.drugs)
+            return isinstance(other, Interrupted)
+
+        __hash__ = PatientFacts.__hash__
+
+    facts = Interrupted(egfr=20.0, diagnoses=("支气管哮喘",))
+    alone = rules.contraindicated(PatientFacts(egfr=20.0, diagnoses=("支气管哮喘",)), vocabulary.drugs)
+    assert len(alone) > 10
+    assert [rules.contraindicated(facts, vocabulary.drugs) for _ in range(3)] == [alone] * 3
