@@ -342,7 +342,7 @@ class Clock:
 
     def parts(self, whole: float, recommender: Recommender, records: Sequence[Record]) -> dict[str, float]:
         """Where the `whole` seconds of the last prediction went; preparing the records is measured again, alone."""
-        prepare = _timed(lambda: [recommender.prepare(record) for record in records])
+        prepare = _timed(lambda: list(recommender.prepare.each(records)))
         parts = {"prepare": prepare, "prefill": self.prefill, "list": self.after, "choices": self.chosen}
         return {**parts, "rest": max(0.0, whole - sum(parts.values()))}
 

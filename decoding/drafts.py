@@ -3,22 +3,26 @@
 Knows the constraint and ids; no tensor, no text. A draft changes no choice: it passes through the model behind what is written,
 what the model says decides as ever, and only where the choice is the draft has the next place been read already.
 
-Three sources, in this order. What the constraint forces. Separator, where a name cannot grow and the choice is between
-separator and end. What came last after the same two ids (or one) in the prompts or in what the rows have
+Four sources, in this order. What the constraint forces. Separator, where a name cannot grow and the choice is between
+separator and end. Where a name begins, what was next to be chosen where the name before it began (`Likely`): the model has
+ranked the other names already. What came last after the same two ids (or one) in the prompts or in what the rows have
 written, as in prompt lookup decoding (Saxena, 2023); in the diagnoses, failing that, their separator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from yaofang.decoding.constraint import Constraint, Phase, State
+from yaofang.decoding.constraint import Constraint, Ids, Phase, State
+from yaofang.decoding.trie import ROOT
 
 MOST = 4
 """Ids drafted at once. Each is read by the model whether it is right or not."""
 AHEAD = 1
 """Ids that a row of several may draft beyond what the longest has to give: so far it is padding that is read in their stead."""
+Likely = Callable[[Ids], int]
+"""Of the first ids of some names, the one that a row is likely to go on with."""
 REMEMBERED = 1 << 18
 """Pairs of ids and single ids after which what came is remembered; beyond that all is forgotten."""
 
@@ -55,12 +59,15 @@ class Drafts:
             return [MOST]
         return [min(MOST, max(unfed) + AHEAD - own) for own in unfed]
 
-    def after(self, state: State, ids: Sequence[int], most: int) -> list[int]:
-        """At most so many ids that may follow a row's `ids`, which led to `state`; they stay in its phase."""
+    def after(self, state: State, ids: Sequence[int], most: int, likely: Likely | None = None) -> list[int]:
+        """At most so many ids that may follow a row's `ids`, which led to `state`; they stay in its phase.
+
+        `likely` picks the first id of a name that begins; without it, or where nothing is learned, none is picked so.
+        """
         found: list[int] = []
         last, phase = tuple(ids[-2:]), state.phase
         while len(found) < most:
-            token = self._next(state, last)
+            token = self._next(state, last, likely)
             if token is None:
                 break
             after = self._constraint.step(state, token)
@@ -70,7 +77,7 @@ class Drafts:
             state, last = after, (*last[-1:], token)
         return found
 
-    def _next(self, state: State, last: tuple[int, ...]) -> int | None:
+    def _next(self, state: State, last: tuple[int, ...], likely: Likely | None) -> int | None:
         ids, allowed = self._constraint.ids, self._constraint.allowed(state)
         if state.phase == Phase.LIST:
             if len(allowed) == 1:
@@ -79,6 +86,8 @@ class Drafts:
                 return ids.drug_separator
         if not self._learned:
             return None
+        if state.phase == Phase.LIST and state.node == ROOT and likely is not None:
+            return likely(allowed)
         token = self._after.get(last, self._after.get(last[-1:]) if state.phase != Phase.LIST else None)
         if token is None and state.phase == Phase.DIAGNOSES and last[-1:] != (ids.diagnosis_separator,):
             token = ids.diagnosis_separator

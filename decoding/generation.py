@@ -27,7 +27,7 @@ import torch
 
 from yaofang.decoding.bias import Bias
 from yaofang.decoding.constraint import Constraint, Ids, Phase, State
-from yaofang.decoding.drafts import Drafts
+from yaofang.decoding.drafts import Drafts, Likely
 from yaofang.decoding.running import Run, check_same_tokenizer
 from yaofang.decoding.trie import ROOT
 from yaofang.decoding.voting import Numbers, Seen, Votes
@@ -236,8 +236,14 @@ class Generation:
         if row.ended:
             return []
         if self._jump and row.running:
-            row.draft = self._drafts.after(row.state, row.ids, min(most, row.limit - len(row.ids) - 1))
+            most = min(most, row.limit - len(row.ids) - 1)
+            row.draft = self._drafts.after(row.state, row.ids, most, self._likely(row) if row.first else None)
         return row.ids[len(row.ids) - row.unfed :] + row.draft
+
+    def _likely(self, row: Row) -> Likely:
+        """By what the models said where the row's last name began: of other names' first ids, which was next to be chosen."""
+        said = next(reversed(row.first.values())).mean(0).numpy()
+        return lambda ids: int(ids[said[np.searchsorted(self.first_ids, ids)].argmax()])
 
     def _drop_ended(self) -> None:
         """Take rows that have ended out of the models' batch, once they are many; not if their caches may be wanted later."""

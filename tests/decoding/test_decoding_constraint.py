@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -394,3 +396,7 @@ def test_the_core_imports_neither_torch_nor_transformers() -> None:
     code = "import sys, yaofang.decoding.constraint; print({'torch', 'transformers', 'yaofang.data'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "set()"
+
+
+def test_trie_and_constraint_are_under_500_lines_together() -> None:
+    assert sum(len(Path(inspect.getfile(one)).read_text(encoding="utf-8").splitlines()) for one in (Trie, Constraint)) < 500

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from yaofang.data.ward.simulate import simulate
-from yaofang.decoding.constraint import Constraint, Phase, State
+from yaofang.decoding.constraint import Constraint, Ids, Phase, State
 from yaofang.decoding.drafts import AHEAD, MOST, Drafts
 from yaofang.decoding.generation import Generation, Row
 from yaofang.decoding.processors import answer_ids, constraint_for
 from yaofang.decoding.recommender import Recommender
 from yaofang.decoding.running import Run
+from yaofang.decoding.trie import ROOT
 from yaofang.glm.loading import load_model
 from yaofang.glm.tiny import random_tiny
 from yaofang.vocab.conflicts import load_conflicts
@@ -104,6 +105,47 @@ def test_what_came_after_the_same_ids_is_drafted_and_the_last_time_counts(constr
     drafts.learn([a, b, d])
     assert drafts.after(constraint.step(state, b), [a, b], 1) == [d]
     assert Drafts(constraint, [[a, b]], learned=False).after(constraint.step(state, a), [a], 1) == []
+
+
+def test_where_a_name_begins_the_one_that_was_next_to_be_chosen_is_drafted(constraint: Constraint) -> None:
+    name = next(name for name in constraint.trie.names if not constraint.could_grow(_after(constraint, name)))
+    state = constraint.step(_after(constraint, name), constraint.ids.drug_separator)
+    wanted = int(constraint.allowed(state)[7])
+    asked: list[list[int]] = []
+
+    def likely(ids: Ids) -> int:
+        asked.append(ids.tolist())
+        return wanted
+
+    before = [*name, constraint.ids.drug_separator]
+    assert Drafts(constraint, [], learned=True).after(state, before, 1, likely) == [wanted]
+    assert asked == [constraint.allowed(state).tolist()], "what is listed or in conflict is not drafted"
+    assert Drafts(constraint, [], learned=False).after(state, before, 1, likely) == []
+
+
+def test_a_row_drafts_the_name_that_its_model_ranked_next(recommender: Recommender) -> None:
+    task = recommender.prepare(simulate(60, 3).test[1])
+    generation = Generation(recommender.models, recommender.constraint, [task.ids], [task.start], [task.limit])
+    row, first_ids = generation.rows[0], generation.first_ids
+    drafted: list[tuple[int, int]] = []
+    feed = generation._chunk
+
+    def chunk(row: Row, most: int) -> list[int]:
+        found = feed(row, most)
+        state = row.state
+        for token in row.draft:
+            if state.phase == Phase.LIST and state.node == ROOT and len(recommender.constraint.allowed(state)) > 1:
+                at = [first_ids.index(one) for one in recommender.constraint.allowed(state)]
+                ranks = row.first[max(row.first)][0]
+                drafted.append((token, first_ids[max(at, key=lambda place: float(ranks[place]))]))
+            state = recommender.constraint.step(state, token)
+        return found
+
+    generation._chunk = chunk  # type: ignore[method-assign]
+    generation.run()
+    assert len(row.first) > 2
+    assert drafted
+    assert all(token == ranked for token, ranked in drafted)
 
 
 def test_an_unknown_id_in_the_diagnoses_is_followed_by_a_drafted_separator_but_never_two(constraint: Constraint) -> None:
