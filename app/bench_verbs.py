@@ -233,10 +233,10 @@ def decoding(
     from yaofang.vocab.files import check_place
 
     check_place(out)
+    say("prediction, jump-forward, scoring")
+    more = benchmark_model.measure(tokenizer, rounds=rounds)
     say("constraint and peers")
     result = benchmark.measure(tokenizer, rounds=rounds)
-    say("jump-forward, scoring, prediction")
-    more = benchmark_model.measure(tokenizer, rounds=rounds)
     result = {**result, **more, "what_it_is": {**result["what_it_is"], **more["what_it_is"]}}
     if out is not None:
         write_result(out, f"yaofang bench decoding --rounds {rounds}" + (" --tokenizer GLM-4" if tokenizer else ""), result)
