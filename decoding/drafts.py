@@ -4,8 +4,8 @@ Knows the constraint and ids; no tensor, no text. A draft changes no choice: it 
 what the model says decides as ever, and only where the choice is the draft has the next place been read already.
 
 Four sources, in this order. What the constraint forces. Separator, where a name cannot grow and the choice is between
-separator and end. Where a name begins, what was next to be chosen where the name before it began (`Likely`): the model has
-ranked the other names already. What came last after the same two ids (or one) in the prompts or in what the rows have
+separator and end. Where a name begins, the first id that was next to be chosen where the name before it began (`Likely`): the
+model has ranked the other names already. What came last after the same two ids (or one) in the prompts or in what the rows have
 written, as in prompt lookup decoding (Saxena, 2023); in the diagnoses, failing that, their separator.
 """
 

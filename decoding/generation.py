@@ -257,12 +257,9 @@ class Generation:
     def _step(self, read: Sequence[Row]) -> None:
         """Note the numbers of what these rows had to write, and make their next choices; all their ids have been read."""
         asked = [list(self._asked(row)) for row in read]
-        if len(self.runs) > 1:
-            # The weights of one place follow from the place before it.
-            for at_once in zip_longest(*asked):
-                self._look([one for one in at_once if one])
-        else:
-            for _, alike in groupby(sorted(chain.from_iterable(asked), key=self._behind_text), self._behind_text):
+        # Where several models vote, the weights of a place follow from the place before it.
+        for at_once in zip_longest(*asked) if len(self.runs) > 1 else [chain.from_iterable(asked)]:
+            for _, alike in groupby(sorted(filter(None, at_once), key=self._behind_text), self._behind_text):
                 places = list(alike)
                 for begin in range(0, len(places), PLACES):
                     self._look(places[begin : begin + PLACES])
@@ -294,7 +291,15 @@ class Generation:
         if not asked:
             return
         here = [self._ends[one.row.number] - 1 - one.behind for one in asked]
-        seen = self._votes.at(here, [one.state for one in asked], [one.row.number for one in asked])
+        try:
+            seen = self._votes.at(here, [one.state for one in asked], [one.row.number for one in asked])
+        except ValueError:
+            if len(asked) == 1:
+                raise
+            # NaN, perhaps behind a draft that is not the choice: nobody asks about a place that is not reached.
+            for one in asked:
+                self._look([one])
+            return
         picked = self._picked(seen, asked)
         numbers = self._votes.numbers(seen, picked)
         noted = []

@@ -22,6 +22,9 @@ from yaofang.vocab.drugs import Vocabulary
 from yaofang.vocab.errors import InputError
 from yaofang.vocab.patient import PatientFacts, PatientRules
 
+THREADS = 4
+"""Threads that prepare records, at most: only the tokenizer lets others work meanwhile."""
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -100,13 +103,11 @@ class Preparer:
         return Task(record, prompt, ids + opened, len(ids), given, start, limit, facts)
 
     def each(self, records: Sequence[Record]) -> Iterator[Task | InputError]:
-        """The records' tasks in their order, or what is wrong with a record; made by as many threads as torch works with."""
-        threads = min(len(records), torch.get_num_threads())
-        if threads < 2:
-            yield from map(self._task_or_error, records)
-            return
-        with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(self._task_or_error, records)
+        """The records' tasks in their order, or what is wrong with a record; by several threads if torch works with several."""
+        # The first one alone fills what is remembered of the tables, which each thread would fill for itself otherwise.
+        yield from map(self._task_or_error, records[:1])
+        with ThreadPoolExecutor(min(THREADS, torch.get_num_threads())) as pool:
+            yield from pool.map(self._task_or_error, records[1:])
 
     def _task_or_error(self, record: Record) -> Task | InputError:
         try:

@@ -22,7 +22,7 @@ from yaofang.vocab.conflicts import TABLES, load_conflicts
 from yaofang.vocab.drugs import load_vocabulary
 from yaofang.vocab.evidence import TABLES_OF_ROWS
 from yaofang.vocab.files import read_table
-from yaofang.vocab.lexicon import load_lexicon
+from yaofang.vocab.lexicon import forget_lexicon, load_lexicon
 from yaofang.vocab.matching import link, meaning
 
 NAMES = 10_000
@@ -88,7 +88,7 @@ def _empty_cache() -> Iterator[None]:
 
 
 def _clear() -> None:
-    load_lexicon.cache_clear()  # building begins with reading the tables
+    forget_lexicon()  # building begins with reading the tables
     for file in (Path(os.environ["XDG_CACHE_HOME"]) / "yaofang").glob("conflicts-*.npy"):
         file.unlink()
 

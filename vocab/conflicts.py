@@ -176,7 +176,7 @@ class ConflictTable:
         for first, second in np.argwhere(np.triu(self.tiers > 0)):
             a, b = self.vocabulary.labels[first], self.vocabulary.labels[second]
             said: dict[str, str] = {}
-            for reason in self.reasons(a, b):
+            for reason in self._reasons(a, b):
                 said.setdefault(reason.column, reason.kind)
             yield {"a": a, "b": b, "tier": f"T{self.tiers[first, second]}", **said}
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 from yaofang.vocab.drugs import ATC, Drug, Vocabulary, load_vocabulary
 from yaofang.vocab.errors import InputError
@@ -18,6 +19,7 @@ from yaofang.vocab.files import read_table, sha256_of
 from yaofang.vocab.naming import ROUTES, clean, normalise, without_form
 
 FOLDER = Path(__file__).parent / "default"
+_LOADING = Lock()
 AREAS = (
     "digestive_metabolic_blood",
     "cardio_endocrine_musculoskeletal",
@@ -76,9 +78,19 @@ def files_version() -> str:
     return sha256_of(FOLDER / "drugs.tsv", FOLDER / "aliases.tsv", *sorted((FOLDER / "lexicon").glob("*.tsv")))
 
 
-@cache
 def load_lexicon() -> Lexicon:
     """The bundled list and the tables of `default/lexicon/` together. Raises InputError that names file, line and field."""
+    with _LOADING:  # or each of several threads would read them
+        return _lexicon()
+
+
+def forget_lexicon() -> None:
+    """The tables are read again when they are asked for next."""
+    _lexicon.cache_clear()
+
+
+@cache
+def _lexicon() -> Lexicon:
     version = files_version()
     bundled = load_vocabulary()
     entries: dict[str, dict[str, Entry]] = {}

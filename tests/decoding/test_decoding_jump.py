@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from peaked_models import peaked
 
-from yaofang.decoding.constraint import Constraint, Phase
+from yaofang.decoding.constraint import Constraint, Ids, Phase, State
+from yaofang.decoding.drafts import Drafts
 from yaofang.decoding.generation import Generation, Row
 from yaofang.decoding.processors import answer_ids
 from yaofang.decoding.reading import read
+from yaofang.decoding.running import Run
 from yaofang.glm.loading import LoadedModel
 from yaofang.glm.tiny import Architecture, random_tiny
 
@@ -173,3 +179,139 @@ def test_rows_that_end_early_are_dropped_and_the_others_write_on_alike(monkeypat
     assert sizes
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < 12
+
+
+def _drawn(
+    loaded: LoadedModel, starts: list[State], *, jump: bool
+) -> tuple[list[list[int]], list[tuple[int, State, list[int], list[float]]]]:
+    """Drawn ids of each row, and all that was watched, in an order of its own."""
+    constraint = rule(loaded)
+    watched: list[tuple[int, State, list[int], list[float]]] = []
+
+    def watch(row: Row, state: State, allowed: Ids, log_p: torch.Tensor) -> None:
+        watched.append((row.number, state, allowed.tolist(), log_p.tolist()))
+
+    prompts = [loaded.template.prompt_ids([{"role": "user", "content": text}]) for text in PROMPTS[: len(starts)]]
+    options: dict[str, Any] = {"copies": 3, "seeds": [5, 6, 7][: len(starts)], "masses": False, "jump": jump, "watch": watch}
+    generation = Generation([loaded], constraint, prompts, starts, [200] * len(starts), **options)
+    rows = generation.run()
+    listed = [sum(state.phase == Phase.LIST for state in _states(constraint, row)) for row in rows]
+    assert [sum(number == row.number for number, *_ in watched) for row in rows] == listed, "one call for each id of a list"
+    return [row.ids for row in rows], sorted(watched, key=lambda one: (one[0], one[1].taken.bit_count(), one[1].listed))
+
+
+def _states(constraint: Constraint, row: Row) -> list[State]:
+    """The state before each id of a row."""
+    return [*accumulate(row.ids[:-1], constraint.step, initial=row.start)]
+
+
+@pytest.mark.parametrize("phase", [Phase.LIST, Phase.OPENING])
+def test_draws_and_what_is_watched_depend_neither_on_jumping_nor_on_drafts(
+    phase: Phase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = random_tiny([*"".join([*LABELS, *PROMPTS])], seed=4)
+    constraint = rule(loaded)
+    alike = [LABELS.index(label) for label in ("阿卡波糖", "阿司匹林", "阿司匹林肠溶片")]  # one first id
+    starts = [constraint.start(phase), constraint.start(phase, only=alike), constraint.start(Phase.LIST)]
+    drafted, seen = _drawn(loaded, starts, jump=True)
+    plain, one_by_one = _drawn(loaded, starts, jump=False)
+    monkeypatch.setattr(Drafts, "after", lambda *_: [])
+    undrafted, without = _drawn(loaded, starts, jump=True)
+    assert drafted == plain == undrafted
+    for watched in (one_by_one, without):
+        assert [one[:3] for one in seen] == [one[:3] for one in watched]
+        for mine, other in zip(seen, watched, strict=True):
+            assert mine[3] == pytest.approx(other[3], abs=2e-5)
+    assert len({tuple(ids) for ids in drafted}) > 5, "they are drawn"
+
+
+def test_three_models_that_vote_give_a_plan_the_numbers_of_the_free_list() -> None:
+    models = [model_of(seed) for seed in (18, 2, 21)]
+    constraint = rule(models[0])
+    free = written(models, constraint, Phase.LIST, jump=True)
+    prompts = [models[0].template.prompt_ids([{"role": "user", "content": text}]) for text in PROMPTS]
+    starts = [constraint.start(Phase.LIST)] * len(prompts)
+    plans = [row.ids for row in free.rows]
+    planned = Generation(models, constraint, prompts, starts, [200] * 4, plans=plans).run()
+    for a, b in zip(free.rows, planned, strict=True):
+        assert a.ids == b.ids
+        for mine, other in zip(numbers(a), numbers(b), strict=True):
+            assert mine == pytest.approx(other, abs=2e-5)
+    assert sum(len(read(constraint, row.start, row.ids).drugs) for row in planned) > 6
+
+
+def test_a_plan_is_left_and_taken_up_again_by_place_whatever_is_drafted(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = model_of(18)
+    constraint = rule(loaded, min_drugs=3)
+    free = written([loaded], constraint, Phase.LIST, jump=True)
+    prompts = [loaded.template.prompt_ids([{"role": "user", "content": text}]) for text in PROMPTS]
+    # Another prompt's list, its separators not allowed: the model decides whether it goes on, and then the plan does.
+    others = [row.ids for row in (*free.rows[1:], free.rows[0])]
+    refused = {constraint.ids.drug_separator: constraint.ids.newline}
+    plans = [[refused.get(token, token) for token in ids] for ids in others]
+
+    def run() -> list[list[int]]:
+        starts = [constraint.start(Phase.LIST)] * len(prompts)
+        return [row.ids for row in Generation([loaded], constraint, prompts, starts, [200] * 4, plans=plans).run()]
+
+    drafted = run()
+    monkeypatch.setattr(Drafts, "after", lambda *_: [])
+    assert drafted == run()
+    start = constraint.start(Phase.LIST)
+    of_plan = [read(constraint, start, ids).drugs for ids in others]
+    assert sum(read(constraint, start, ids).drugs == drugs for ids, drugs in zip(drafted, of_plan, strict=True)) == 3
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_rows_are_the_same_however_many_places_are_looked_at_at_once(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [model_of(seed) for seed in (18, 2, 21)[:count]]
+    constraint = rule(models[0])
+    at_once = written(models, constraint, Phase.OPENING, jump=True)
+    for places in (1, 3):
+        monkeypatch.setattr("yaofang.decoding.generation.PLACES", places)
+        few = written(models, constraint, Phase.OPENING, jump=True)
+        assert [row.ids for row in few.rows] == [row.ids for row in at_once.rows]
+        for a, b in zip(few.rows, at_once.rows, strict=True):
+            assert a.chosen == pytest.approx(b.chosen, abs=2e-5)
+
+
+def test_what_the_model_says_behind_a_draft_that_is_not_the_choice_is_nobodys_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = model_of(15)
+    constraint = rule(loaded)
+    wanted = [row.ids for row in written([loaded], constraint, Phase.LIST, jump=True).rows]
+    spoilt = 0
+
+    def wrong(drafts: Drafts, state: State, ids: Sequence[int], most: int, likely: object = None) -> list[int]:
+        """A drafted id that is allowed and not the choice."""
+        whole = next(row for row in wanted if row[: len(ids)] == list(ids))
+        return [int(one) for one in constraint.allowed(state) if one != whole[len(ids)] and one != constraint.ids.end][:1]
+
+    def extend(run: Run, chunks: Sequence[Sequence[int]], *, keep: Sequence[int]) -> None:
+        nonlocal spoilt
+        own(run, chunks, keep=keep)
+        ends = np.cumsum(keep) - 1
+        for row, end in zip(generation.rows, ends.tolist(), strict=True):
+            if row.draft:
+                run.logits = run.logits.index_fill(0, torch.tensor([end]), torch.nan)
+                spoilt += 1
+
+    own = Run.extend
+    monkeypatch.setattr(Drafts, "after", wrong)
+    monkeypatch.setattr(Run, "extend", extend)
+    prompts = [loaded.template.prompt_ids([{"role": "user", "content": text}]) for text in PROMPTS[:1]]
+    generation = Generation([loaded], constraint, prompts, [constraint.start(Phase.LIST)], [200])
+    assert [row.ids for row in generation.run()] == wanted[:1]
+    assert spoilt
+
+
+def test_what_the_model_says_where_a_choice_is_made_is_refused_if_it_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Run.extend
+
+    def extend(run: Run, chunks: Sequence[Sequence[int]], *, keep: Sequence[int]) -> None:
+        own(run, chunks, keep=keep)
+        run.logits = torch.full_like(run.logits, torch.nan)
+
+    monkeypatch.setattr(Run, "extend", extend)
+    loaded = model_of(15)
+    with pytest.raises(ValueError, match="nan"):
+        written([loaded], rule(loaded), Phase.LIST, jump=True)
