@@ -210,7 +210,7 @@ class Constraint:
         """The ids of each node with a choice while all drugs below it are allowed, by what may close the name there."""
         found: list[tuple[Ids, ...]] = []
         for node, (below, ending) in enumerate(zip(self._below, self.trie.ending, strict=True)):
-            choice = node == ROOT or (self._sole[node] is None and bool(self._branches[node]))
+            choice = node != ROOT and self._sole[node] is None and bool(self._branches[node])
             closings = range(1 if ending == NO_DRUG else 4) if choice else range(0)
             found.append(tuple(self._ids_of((node, below, closing)) for closing in closings))
         return found
